@@ -1,0 +1,82 @@
+"""Compile LoRA adapters and their quantization encodings onto one ONNX graph.
+
+The public names load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lora_quant.api import build, build_lora_graph
+    from lora_quant.config.adapter_params import AdapterParamsConfig
+    from lora_quant.config.builder import LoraBuilderInputConfig, LoraBuilderOutputConfig
+    from lora_quant.config.functions import (
+        get_adapter_count_by_use_case,
+        load_use_case_config,
+        serialize_lora_adapter_weight_config,
+        serialize_lora_importer_config,
+        serialize_lora_input_config,
+    )
+    from lora_quant.config.lora_config import AdapterConfig, LoraConfig, UseCaseInputConfig
+    from lora_quant.config.options import BuildOptions
+    from lora_quant.config.output_files import UseCaseOutputConfig
+    from lora_quant.config.run_config import AdapterRunConfig, UseCaseRunConfig
+    from lora_quant.errors import LoraQuantError
+
+_HOMES = {
+    "AdapterConfig": "config.lora_config",
+    "AdapterParamsConfig": "config.adapter_params",
+    "AdapterRunConfig": "config.run_config",
+    "BuildOptions": "config.options",
+    "LoraBuilderInputConfig": "config.builder",
+    "LoraBuilderOutputConfig": "config.builder",
+    "LoraConfig": "config.lora_config",
+    "LoraQuantError": "errors",
+    "UseCaseInputConfig": "config.lora_config",
+    "UseCaseOutputConfig": "config.output_files",
+    "UseCaseRunConfig": "config.run_config",
+    "build": "api",
+    "build_lora_graph": "api",
+    "get_adapter_count_by_use_case": "config.functions",
+    "load_use_case_config": "config.functions",
+    "serialize_lora_adapter_weight_config": "config.functions",
+    "serialize_lora_importer_config": "config.functions",
+    "serialize_lora_input_config": "config.functions",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterParamsConfig",
+    "AdapterRunConfig",
+    "BuildOptions",
+    "LoraBuilderInputConfig",
+    "LoraBuilderOutputConfig",
+    "LoraConfig",
+    "LoraQuantError",
+    "UseCaseInputConfig",
+    "UseCaseOutputConfig",
+    "UseCaseRunConfig",
+    "__version__",
+    "build",
+    "build_lora_graph",
+    "get_adapter_count_by_use_case",
+    "load_use_case_config",
+    "serialize_lora_adapter_weight_config",
+    "serialize_lora_importer_config",
+    "serialize_lora_input_config",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lora_quant' has no attribute {name!r}")
+    return getattr(import_module(f"lora_quant.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Adapter checkpoints, read and lowered to one canonical form. See `adapter.load_adapter`."""

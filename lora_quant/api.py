@@ -1,0 +1,115 @@
+"""Building a pack from Python: what the command line calls, and what a compiler pipeline calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_quant.config.builder import LoraBuilderInputConfig, LoraBuilderOutputConfig
+from lora_quant.config.lora_config import LoraConfig, read_lora_config
+from lora_quant.config.manifest import Manifest, read_manifest
+from lora_quant.config.options import BuildOptions
+from lora_quant.config.output_files import read_importer_config
+from lora_quant.errors import ConfigError, Where
+from lora_quant.findings import Finding
+from lora_quant.graph.base import open_base
+from lora_quant.passes.compilation import Compilation, Progress, no_progress
+from lora_quant.passes.contract import Pass
+from lora_quant.passes.runner import default_passes, run_passes
+from lora_quant.targets.pack_folder import MANIFEST, OutputTransaction, PackFolder
+
+
+@dataclass(frozen=True, eq=False)
+class BuildResult:
+    """A finished build: where the pack is, its manifest, and what was noticed."""
+
+    output: Path
+    manifest: Manifest
+    findings: tuple[Finding, ...]
+
+
+def build(
+    config: LoraConfig | Path,
+    output: Path,
+    options: BuildOptions | None = None,
+    *,
+    passes: Sequence[Pass] | None = None,
+    progress: Progress = no_progress,
+) -> BuildResult:
+    """Compile `config` (a LoraConfig, or the path of its YAML file) into the folder `output`.
+
+    `passes` replaces the default pipeline of lora_quant.passes.runner. The output appears whole or
+    not at all; any LoraQuantError leaves what was there before.
+    """
+    options = options or BuildOptions()
+    config_file = config if isinstance(config, Path) else None
+    parsed = read_lora_config(config) if isinstance(config, Path) else config
+    base_path = _one_base(parsed, config_file)
+    with OutputTransaction(output, force=options.force) as folder:
+        state = _compile(parsed, config_file, base_path, options, folder, passes, progress)
+    return BuildResult(output, read_manifest(output / MANIFEST), state.findings)
+
+
+def build_lora_graph(
+    config: LoraBuilderInputConfig, output_dir: Path | str
+) -> LoraBuilderOutputConfig:
+    """Compile for the `qairt` target with default options; the counterpart of `lora-quant build`.
+
+    Raises LoraQuantError; `output_dir` must not hold a pack yet.
+    """
+    if not config.create_lora_graph:
+        raise ConfigError(
+            "create_lora_graph=False is not supported: the given graph must be a base without "
+            "branches",
+            where=Where(field="create_lora_graph"),
+            hint="give the base graph and leave create_lora_graph at True",
+        )
+    options = BuildOptions(mode=config.quant_updatable_mode, alpha_name=config.alpha_tensor_name)
+    source = config.lora_config_path
+    result = build(config.lora_config() if source is None else source, Path(output_dir), options)
+    manifest, folder = result.manifest, Path(output_dir)
+    paths = {f.role: folder / f.path for f in manifest.files("qairt") if f.use_case is None}
+    return LoraBuilderOutputConfig(
+        use_case=read_importer_config(paths["importer-config"]).use_case,
+        base_encodings=paths.get("base-encodings"),
+        lora_tensor_names=paths["lora-tensor-names"],
+        importer_config=paths["importer-config"],
+        pack=folder / MANIFEST,
+    )
+
+
+def _compile(
+    config: LoraConfig,
+    config_file: Path | None,
+    base_path: Path,
+    options: BuildOptions,
+    folder: PackFolder,
+    passes: Sequence[Pass] | None,
+    progress: Progress,
+) -> Compilation:
+    start = Compilation(
+        config=config,
+        options=options,
+        base=open_base(base_path),
+        staging=folder,
+        config_file=config_file,
+        progress=progress,
+    )
+    steps = default_passes() if passes is None else passes
+    return run_passes(start, steps, check_conditions=options.check_stages)
+
+
+def _one_base(config: LoraConfig, config_file: Path | None) -> Path:
+    """The base graph that all use cases name."""
+    paths = {use_case.model.resolve(): use_case for use_case in config.use_cases}
+    if len(paths) > 1:
+        first, other = list(paths.values())[:2]
+        raise ConfigError(
+            f"use cases {first.name!r} and {other.name!r} name different graphs: "
+            f"{first.model.name!r} and {other.model.name!r}",
+            where=Where(file=config_file, field="model_name", use_case=other.name),
+            hint="one graph per use case is not supported yet: name the base graph without "
+            "branches in every use case",
+        )
+    return config.use_cases[0].model

@@ -1,0 +1,1 @@
+"""Arguments -> plain object -> run -> exit code. The only room that prints."""

@@ -1,0 +1,36 @@
+"""`lora-quant build`: a configuration in, a pack out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_quant.cli.dataclass_options import options_of
+from lora_quant.cli.outcome import FINE
+from lora_quant.config.options import BuildOptions
+
+
+@click.command("build", short_help="Compile a lora_config.yaml into a pack.")
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the pack."
+)
+@options_of(BuildOptions)
+@click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report.")
+def build_command(config: Path, output: Path, as_json: bool, **options: Any) -> int:
+    """Compile CONFIG, a lora_config.yaml, into a folder of weight packs and one graph.
+
+    The base graph's weights are copied, or shared with --beside-base, and never loaded.
+    """
+    from lora_quant.api import build  # noqa: PLC0415  (heavy, and not needed for --help)
+    from lora_quant.cli.progress import shown_progress  # noqa: PLC0415
+    from lora_quant.cli.render import show_build  # noqa: PLC0415
+
+    chosen = replace(BuildOptions(), **options)
+    with shown_progress(enabled=not as_json) as progress:
+        result = build(config, output, chosen, progress=progress)
+    show_build(result, as_json=as_json)
+    return FINE

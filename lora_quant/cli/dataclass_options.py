@@ -1,0 +1,53 @@
+"""Command-line options that derive from the fields of an options dataclass.
+
+A field's name, default, type and `metadata["help"]` become the option, so that the command line,
+its help and the Python API cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Fields whose option is shorter than the field's name, which says it in the plural.
+_OPTION_NAMES = {"targets": "target", "check_stages": "check-stages"}
+
+
+def options_of(dataclass: type[Any]) -> Callable[[F], F]:
+    """A decorator that adds one option per field; values arrive under the fields' names."""
+    hints = get_type_hints(dataclass)
+
+    def decorate(function: F) -> F:
+        for field in reversed(fields(dataclass)):
+            name = _OPTION_NAMES.get(field.name, field.name).replace("_", "-")
+            settings = _settings(hints[field.name], field.default)
+            declared = f"--{name}"
+            if settings.get("is_flag"):
+                declared = f"--{name}/--no-{name}" if field.default else declared
+            option = click.option(
+                declared, field.name, help=field.metadata["help"], show_default=True, **settings
+            )
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _settings(hint: Any, default: Any) -> dict[str, Any]:
+    """Click's description of a type: bool, int, str, Literal, an optional one, tuple of str."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = next(part for part in get_args(hint) if part is not type(None))
+        return {**_settings(inner, None), "default": None, "show_default": False}
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(list(get_args(hint))), "default": default}
+    if get_origin(hint) is tuple:
+        return {"multiple": True, "default": default}
+    if hint is bool:
+        return {"is_flag": True, "default": default}
+    return {"type": hint, "default": default}

@@ -1,0 +1,92 @@
+"""The command `lora-quant`.
+
+Exit codes: 0 fine, 1 findings or refused input, 2 wrong usage, 3 a defect of lora-quant,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from lora_quant import __version__
+from lora_quant.cli.build_command import build_command
+from lora_quant.cli.map_command import map_command
+from lora_quant.cli.outcome import FINE, INTERRUPTED, OUR_BUG, REFUSED, USAGE
+from lora_quant.cli.validate_command import validate_command
+from lora_quant.cli.verify_command import verify_command
+from lora_quant.errors import LoraQuantError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lora-quant")
+def cli() -> None:
+    """Compile LoRA adapters and their quantization encodings onto one ONNX graph.
+
+    \b
+    lora-quant map MODEL -o attach_points.json      where adapters can attach
+    lora-quant build lora_config.yaml -o OUT        graph, weight packs, encodings
+    lora-quant verify OUT                           run it against the base plus dW
+    lora-quant validate OUT                         check files against their schemas
+    """
+
+
+for _command in (build_command, map_command, verify_command, validate_command):
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; nothing but KeyboardInterrupt is hidden."""
+    _interrupt_on_terminate()
+    try:
+        code = cli.main(args=arguments, prog_name="lora-quant", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        error.show()
+        return REFUSED
+    except LoraQuantError as error:
+        from lora_quant.cli.render import show_error  # noqa: PLC0415  (rich, only when needed)
+
+        show_error(error)
+        return REFUSED
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: nothing was left behind", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away: there is nobody to tell
+        return FINE
+    except Exception:
+        traceback.print_exc()
+        click.echo(
+            "\nThis is a defect of lora-quant, not of your input. Please report it with the lines "
+            f"above and the command that you ran (lora-quant {__version__}).",
+            err=True,
+        )
+        return OUR_BUG
+    return code if isinstance(code, int) else FINE
+
+
+def _interrupt_on_terminate() -> None:
+    """Let a termination request unwind like Ctrl-C, so that partial output is removed."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        return  # not in the main thread: the embedding program decides

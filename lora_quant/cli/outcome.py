@@ -1,0 +1,7 @@
+"""Exit codes."""
+
+FINE = 0
+REFUSED = 1
+USAGE = 2
+OUR_BUG = 3
+INTERRUPTED = 130

@@ -1,0 +1,126 @@
+"""What a person sees: errors, findings and summaries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_quant.config.finding_records import FindingRecord
+from lora_quant.config.report import Report
+from lora_quant.errors import LoraQuantError
+from lora_quant.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from lora_quant.api import BuildResult
+
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_MOST_FINDINGS = 20
+
+
+def show_error(error: LoraQuantError) -> None:
+    """An error on standard error: what, where, what to do."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"[bold red]error {error.code}:[/] {escape(error.message)}")
+    if error.where:
+        console.print(f"  [dim]where:[/] {escape(str(error.where))}")
+    if error.hint:
+        console.print(f"  [dim]hint:[/]  {escape(error.hint)}")
+
+
+def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
+    """Findings one a line, at most 20, then how many were left out by severity."""
+    for finding in findings[:_MOST_FINDINGS]:
+        colour = _COLOURS[finding.severity]
+        console.print(
+            f"[{colour}]{finding.severity.value}[/] {escape(finding.message)} "
+            f"[dim]({finding.rule})[/]"
+        )
+        if finding.where:
+            console.print(f"  [dim]where:[/] {escape(str(finding.where))}")
+        if finding.hint:
+            console.print(f"  [dim]hint:[/]  {escape(finding.hint)}")
+    rest = Counter(f.severity.value for f in findings[_MOST_FINDINGS:])
+    if rest:
+        counts = ", ".join(f"{count} {severity}s" for severity, count in sorted(rest.items()))
+        console.print(f"[dim]and {counts} more; all of them are in pack.json[/]")
+
+
+def show_report(
+    command: str,
+    findings: tuple[Finding, ...],
+    *,
+    ok: bool,
+    outputs: tuple[str, ...] = (),
+    details: dict[str, object] | None = None,
+) -> None:
+    """The machine-readable result on standard output."""
+    report = Report.model_validate(
+        {
+            "command": command,
+            "ok": ok,
+            "findings": tuple(FindingRecord.of(f) for f in findings),
+            "outputs": outputs,
+            "details": details or {},
+        }
+    )
+    Console(soft_wrap=True, highlight=False, markup=False).print(report.dump(), end="")
+
+
+def show_build(result: BuildResult, *, as_json: bool) -> None:
+    """What a build made."""
+    manifest = result.manifest
+    if as_json:
+        show_report(
+            "build",
+            result.findings,
+            ok=True,
+            outputs=(result.output.as_posix(),),
+            details={"pack": (result.output / "pack.json").as_posix()},
+        )
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    show_findings(console, result.findings)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("use case", "adapters", "ranks", "weights"):
+        table.add_column(column, justify="right" if column == "weights" else "left")
+    sizes = {
+        f.use_case: f.size
+        for target in manifest.targets
+        for f in target.files
+        if f.role == "weights"
+    }
+    for use_case in manifest.use_cases:
+        mix = " + ".join(f"{s.alpha:g} {s.adapter}" for s in use_case.slots) or "base"
+        ranks = " ".join(f"[{s.start}, {s.start + s.rank})" for s in use_case.slots)
+        table.add_row(
+            escape(use_case.name), escape(mix), escape(ranks), _size(sizes[use_case.name])
+        )
+    console.print(table)
+    alpha = manifest.alpha
+    input_text = f"{alpha.tensor} {list(alpha.shape)}" if alpha else "none"
+    console.print(
+        f"max rank {manifest.max_rank}, {len(manifest.attach_points)} attach points, "
+        f"mode {manifest.mode}, alpha input {escape(input_text)}"
+    )
+    console.print(f"[bold green]built[/] {escape(str(result.output))}")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def relative_to_here(path: Path) -> str:
+    """A path as a person would type it."""
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()

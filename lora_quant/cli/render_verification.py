@@ -1,0 +1,45 @@
+"""What a person sees of a verification."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_quant.cli.render import show_report
+from lora_quant.runtime.verify import Verification
+
+
+def show_verification(result: Verification, *, as_json: bool) -> None:
+    """The error of every use case and output, and the verdict."""
+    if as_json:
+        details: dict[str, object] = {
+            "base_exact": result.base_exact,
+            "tolerance": result.tolerance,
+            "errors": [{**asdict(e), "ok": e.ok} for e in result.errors],
+        }
+        show_report("verify", (), ok=result.ok, details=details)
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("use case", "output"):
+        table.add_column(column)
+    for column in ("largest error", "allowed", "adapter effect", "output size", ""):
+        table.add_column(column, justify="right")
+    for e in result.errors:
+        table.add_row(
+            escape(e.use_case),
+            escape(e.output),
+            f"{e.error:.2e}",
+            f"{e.bound:.2e}",
+            f"{e.effect:.2e}",
+            f"{e.magnitude:.2e}",
+            "[green]ok[/]" if e.ok else "[bold red]FAILED[/]",
+        )
+    console.print(table)
+    exact = "[green]bit for bit[/]" if result.base_exact else "[bold red]NO LONGER THE BASE[/]"
+    console.print(f"adapters off (alpha 0, zero weights) against the base graph: {exact}")
+    verdict = "[bold green]verified[/]" if result.ok else "[bold red]verification failed[/]"
+    console.print(verdict)

@@ -1,0 +1,58 @@
+"""`lora-quant verify`: run a pack and compare it with the base plus dW."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_quant.cli.outcome import FINE, REFUSED
+
+
+@click.command("verify", short_help="Run a pack against the base graph with W + dW.")
+@click.argument("pack", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Inputs as .npz or .safetensors; random ones if left out.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of random inputs.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the base graph is now, if it was moved since the build.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Largest error, relative to what the adapters change at the output. Default 1e-3.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report.")
+def verify_command(
+    pack: Path,
+    inputs: Path | None,
+    seed: int,
+    base: Path | None,
+    tolerance: float | None,
+    as_json: bool,
+) -> int:
+    """Run every use case of PACK in ONNX Runtime on the CPU.
+
+    The reference is the base graph with W + dW put in; it shares no code with the compiler. Needs
+    `pip install 'lora-quant[runtime]'`.
+    """
+    from lora_quant.cli.progress import shown_progress  # noqa: PLC0415  (heavy)
+    from lora_quant.cli.render_verification import show_verification  # noqa: PLC0415
+    from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify  # noqa: PLC0415
+
+    with shown_progress(enabled=not as_json) as progress:
+        result = verify(
+            pack,
+            base=base,
+            inputs=inputs,
+            seed=seed,
+            tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
+            progress=progress,
+        )
+    show_verification(result, as_json=as_json)
+    return FINE if result.ok else REFUSED

@@ -1,0 +1,1 @@
+"""Configuration classes, document reading and writing, schemas; import the modules you need."""

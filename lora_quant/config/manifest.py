@@ -1,0 +1,165 @@
+"""`OUT/pack.json`: what a pack holds and what it was made from; runtime and validation read it.
+
+Keys that are None are left out of the file. There is no time and no host name in it, and no
+absolute path: the same input gives the same bytes, and a pack can be moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict, model_validator
+from pydantic_core import InitErrorDetails
+
+from lora_quant.config.base_model import (
+    ConfigModel,
+    from_document,
+    problem,
+    raise_problems,
+    to_document,
+)
+from lora_quant.config.documents import dump_json, read_json_located
+from lora_quant.config.finding_records import FindingRecord
+from lora_quant.config.manifest_records import (
+    AdapterRecord,
+    AlphaRecord,
+    AttachPointRecord,
+    BaseRecord,
+    Count,
+    InputRecord,
+    PackFile,
+    TargetRecord,
+    TensorRecord,
+    ToolRecord,
+    UseCaseRecord,
+)
+from lora_quant.config.names import clashes
+from lora_quant.errors import ConfigError, did_you_mean
+
+MANIFEST_FILE = "pack.json"
+MANIFEST_VERSION: Literal[1] = 1
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+class Manifest(ConfigModel):
+    """The manifest of a pack."""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this layout.")
+    tool: ToolRecord
+    mode: Literal["none", "adapter_only", "all"] = Field(
+        description="Which tensors may change their encoding between use cases."
+    )
+    max_rank: Count = Field(description="The largest sum of ranks over the use cases.")
+    alpha: AlphaRecord | None = Field(
+        default=None, description="The input for the strengths; absent if the graph has none."
+    )
+    base: BaseRecord
+    inputs: Annotated[tuple[InputRecord, ...], Strict(False)] = Field(
+        default=(), description="What was read, apart from the base graph."
+    )
+    adapters: Annotated[tuple[AdapterRecord, ...], Strict(False)] = ()
+    attach_points: Annotated[tuple[AttachPointRecord, ...], Strict(False)] = ()
+    use_cases: Annotated[tuple[UseCaseRecord, ...], Strict(False)] = Field(min_length=1)
+    tensors: Annotated[tuple[TensorRecord, ...], Strict(False)] = Field(
+        default=(), description="The tensors that a weight pack replaces."
+    )
+    targets: Annotated[tuple[TargetRecord, ...], Strict(False)] = ()
+    findings: Annotated[tuple[FindingRecord, ...], Strict(False)] = Field(
+        default=(), description="What was noticed while the pack was made."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        raise_problems("Manifest", [*self._name_problems(), *self._slot_problems()])
+        return self
+
+    def _name_problems(self) -> Iterator[InitErrorDetails]:
+        for key, names in (
+            ("adapters", [a.name for a in self.adapters]),
+            ("attach_points", [a.name for a in self.attach_points]),
+            ("tensors", [t.name for t in self.tensors]),
+        ):
+            seen: set[str] = set()
+            for index, name in enumerate(names):
+                if name in seen:
+                    yield _taken(key, index, name)
+                seen.add(name)
+        for key, names in (
+            ("use_cases", [u.name for u in self.use_cases]),
+            ("targets", [t.name for t in self.targets]),
+        ):
+            for index, _ in clashes(names):
+                yield _taken(key, index, names[index])
+
+    def _slot_problems(self) -> Iterator[InitErrorDetails]:
+        adapters = {a.name for a in self.adapters}
+        for u, use_case in enumerate(self.use_cases):
+            end = 0
+            for s, slot in enumerate(use_case.slots):
+                path = ("use_cases", u, "slots", s)
+                if slot.adapter not in adapters:
+                    yield problem(
+                        (*path, "adapter"),
+                        f"the adapter {slot.adapter!r} is not among the adapters",
+                        did_you_mean(slot.adapter, adapters),
+                        slot.adapter,
+                    )
+                if slot.start < end or slot.start + slot.rank > self.max_rank:
+                    yield problem(
+                        (*path, "start"),
+                        f"the slot [{slot.start}, {slot.start + slot.rank}) overlaps the one "
+                        f"before it or leaves the {self.max_rank} rank positions",
+                        "slots follow each other within the max rank",
+                        slot.start,
+                    )
+                end = slot.start + slot.rank
+
+    def files(
+        self, target: str, *, role: str | None = None, use_case: str | None = None
+    ) -> tuple[PackFile, ...]:
+        """Files of a target, those of one role and one use case if given.
+
+        Raises ConfigError if the pack was not made for the target.
+        """
+        for record in self.targets:
+            if record.name == target:
+                return tuple(
+                    f
+                    for f in record.files
+                    if role in (None, f.role) and use_case in (None, f.use_case)
+                )
+        raise ConfigError(
+            f"the pack holds nothing for the target {target!r}",
+            hint=did_you_mean(target, [t.name for t in self.targets]),
+        )
+
+    def dump(self) -> str:
+        """The content of `pack.json`."""
+        return dump_json(to_document(self, exclude_none=True))
+
+
+def _taken(key: str, index: int, name: str) -> InitErrorDetails:
+    return problem(
+        (key, index, "name"), f"the name {name!r} is already taken", "names are unique here", name
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `pack.json`, or the one inside the folder `path`.
+
+    Raises InputMissingError if it is missing, and ConfigError if it is not accepted or of a layout
+    that this version does not know.
+    """
+    file = path / MANIFEST_FILE if path.is_dir() else path
+    document = read_json_located(file, max_bytes=_MAX_BYTES)
+    if isinstance(document.value, dict):
+        version = document.value.get("schema_version", MANIFEST_VERSION)
+        if type(version) is int and version > MANIFEST_VERSION:
+            raise ConfigError(
+                f"the manifest has the layout {version}, this version reads {MANIFEST_VERSION}",
+                where=document.where(("schema_version",), field="schema_version"),
+                hint="update lora-quant, or build the pack again",
+            )
+    return from_document(Manifest, document)

@@ -1,0 +1,198 @@
+"""The parts of `pack.json`; `manifest.py` holds the whole and the rules between the parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, Strict, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from lora_quant.config.base_model import ConfigModel, is_relative_text
+from lora_quant.config.names import FolderName, PlainName
+
+_RELATIVE_PATTERN = r"^(?![A-Za-z]:)[^/\\][^\\]*(?![\s\S])"
+
+
+def _check_relative(text: str) -> str:
+    if not text or not is_relative_text(text):
+        raise PydanticCustomError(
+            "rule",
+            "{text}",
+            {
+                "text": f"the path {text!r} is not relative with forward slashes",
+                "hint": "a manifest holds no absolute paths, so that a pack can be moved",
+            },
+        )
+    return text
+
+
+RelativePath = Annotated[
+    str,
+    AfterValidator(_check_relative),
+    WithJsonSchema({"type": "string", "minLength": 1, "pattern": _RELATIVE_PATTERN}),
+]
+"""A path relative to the folder of the manifest, with forward slashes on every platform."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+Count = Annotated[int, Field(ge=0)]
+Shape = Annotated[tuple[Count, ...], Strict(False)]
+
+
+class ToolRecord(ConfigModel):
+    """The program that wrote the pack."""
+
+    name: str = Field(min_length=1)
+    version: str = Field(min_length=1)
+
+
+class StoredFile(ConfigModel):
+    """A file that was read. Large files may be hashed by samples instead of whole."""
+
+    path: RelativePath | None = Field(
+        default=None, description="Relative to the manifest; absent if it is on another drive."
+    )
+    size: Count = Field(description="Size in bytes.")
+    sha256: Sha256 | None = Field(default=None, description="Hash of the whole content.")
+    sampled_sha256: Sha256 | None = Field(
+        default=None, description="Hash of samples of the content."
+    )
+
+
+class InputRecord(StoredFile):
+    """An input other than the base graph."""
+
+    role: PlainName = Field(
+        description="What it was read as: config, attach-points, adapter, encodings, "
+        "updatable-tensors, graph."
+    )
+    name: PlainName | None = Field(
+        default=None, description="The adapter or use case that it belongs to, if it is of one."
+    )
+
+
+class BaseRecord(ConfigModel):
+    """The base graph that the branches were added to."""
+
+    graph: StoredFile = Field(description="The ONNX file as it was given.")
+    data: Annotated[tuple[StoredFile, ...], Strict(False)] = Field(
+        default=(), description="Its external data files."
+    )
+    beside_base: bool = Field(
+        description="Whether the new graph was written into the base's own folder, to share them."
+    )
+
+
+class AlphaRecord(ConfigModel):
+    """The graph input that carries the strengths."""
+
+    tensor: PlainName = Field(description="Name of the graph input.")
+    layout: Literal["slot", "rank"] = Field(
+        description="slot: one strength per slot; rank: one scale per rank position, "
+        "alpha_i * scale_i in the range of slot i."
+    )
+    dtype: str = Field(description="ONNX element type in lower case, such as float.", min_length=1)
+    shape: Shape = Field(description="Shape of the input.")
+
+
+class AdapterRecord(ConfigModel):
+    """An adapter that at least one use case names."""
+
+    name: PlainName
+    kind: str = Field(description="Kind of the adapter, such as LORA.", min_length=1)
+    rank: Count = Field(description="Rank positions that it takes in a slot.")
+    scale: float = Field(description="The adapter-wide factor, lora_alpha / r for plain LoRA.")
+    sha256: Annotated[tuple[Sha256, ...], Strict(False)] = Field(
+        default=(), description="Hashes of its files, in the order they are configured."
+    )
+
+
+class ModuleRecord(ConfigModel):
+    """Output rows `[offset, offset + size)` of an attach point that belong to one module."""
+
+    module: PlainName
+    offset: Count
+    size: Annotated[int, Field(ge=1)]
+
+
+class BranchTensors(ConfigModel):
+    """Tensors of one branch: y = h + l, l = B m, m = s * a, a = A x."""
+
+    a_weight: PlainName
+    b_weight: PlainName
+    x: PlainName
+    h: PlainName
+    a: PlainName
+    m: PlainName
+    l: PlainName  # noqa: E741  (the field's letter for the branch's contribution)
+    y: PlainName
+    relayouts: Annotated[tuple[PlainName, ...], Strict(False)] = Field(
+        default=(), description="Tensors between them that only change the layout."
+    )
+
+
+class AttachPointRecord(ConfigModel):
+    """Where a branch was added."""
+
+    name: PlainName
+    modules: Annotated[tuple[ModuleRecord, ...], Strict(False)] = Field(
+        min_length=1, description="One module, or one per part of a fused projection."
+    )
+    node: PlainName = Field(description="The node that computes W x.")
+    form: Literal["matmul", "conv"] = Field(description="How the branch computes.")
+    in_features: Annotated[int, Field(ge=1)] = Field(
+        validation_alias="in", serialization_alias="in"
+    )
+    out_features: Annotated[int, Field(ge=1)] = Field(
+        validation_alias="out", serialization_alias="out"
+    )
+    tensors: BranchTensors
+
+
+class TensorRecord(ConfigModel):
+    """A tensor whose values a weight pack replaces."""
+
+    name: PlainName
+    shape: Shape
+    dtype: str = Field(description="ONNX element type in lower case.", min_length=1)
+    role: PlainName = Field(
+        description="a_weight, b_weight, expansion, or the part of the canonical form it holds."
+    )
+
+
+class SlotRecord(ConfigModel):
+    """An adapter's rank range `[start, start + rank)` within a use case."""
+
+    adapter: PlainName
+    start: Count
+    rank: Count
+    alpha: float = Field(description="Compiled strength.")
+    scale: float = Field(description="The adapter-wide factor that multiplies the strength.")
+
+
+class UseCaseRecord(ConfigModel):
+    """One use case; its files are those of the targets that carry its name."""
+
+    name: FolderName
+    slots: Annotated[tuple[SlotRecord, ...], Strict(False)] = ()
+
+
+class PackFile(ConfigModel):
+    """A file that was written."""
+
+    role: PlainName = Field(
+        description="What it is: graph, graph-data, base-encodings, lora-tensor-names, "
+        "importer-config, output-files, weights, quant-overrides, quant-updatable-tensors."
+    )
+    use_case: FolderName | None = Field(
+        default=None, description="The use case it belongs to; absent if it is of all."
+    )
+    path: RelativePath
+    size: Count
+    sha256: Sha256
+
+
+class TargetRecord(ConfigModel):
+    """What was written for one target."""
+
+    name: FolderName
+    files: Annotated[tuple[PackFile, ...], Strict(False)] = ()

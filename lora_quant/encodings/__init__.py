@@ -1,0 +1,1 @@
+"""Quantization encodings: the value, AIMET's dialects, conversion, algebra; import what you need."""

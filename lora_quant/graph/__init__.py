@@ -1,0 +1,1 @@
+"""Reading a graph, finding where adapters attach, adding their branches."""

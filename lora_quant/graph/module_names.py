@@ -1,0 +1,88 @@
+"""The source-framework module path of a linear node, as far as an export left traces of it.
+
+/model/layers.0/self_attn/q_proj/MatMul      node name (TorchScript, ONNX Runtime GenAI)
+pkg.torch.onnx.name_scopes                   node metadata (torch.export based exporter)
+model.layers.0.self_attn.q_proj.weight       initializer name
+pkg.onnxscript.optimizer.folded_from         metadata of a value whose weight was folded
+model_layers_0_self_attn_q_proj_Conv         node name of a "prepared" model, dots lost
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from onnx import NodeProto
+
+from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.records import LinearNode
+
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
+_WEIGHT_SUFFIX = re.compile(r"(?:\.MatMul)?\.weight(?:_fp16|_transposed)?$")
+_OPERATOR_SUFFIX = re.compile(r"_(?:Conv|MatMul|Gemm|conv|matmul|gemm)(?:_\d+)?$")
+
+
+def path_of_node_name(name: str) -> str | None:
+    """AIMET's rule for slash-separated names; None if the name carries no module.
+
+    Split on `/`, drop the first (empty) and the last (operator) part, drop a part when the next
+    one contains a `.` and contains it: `/layer2/layer2.0/conv1/Conv` -> `layer2.0.conv1`.
+    """
+    parts = name.split("/")[1:-1]
+    kept = [
+        part
+        for part, following in zip(parts, [*parts[1:], ""], strict=True)
+        if part and not ("." in following and part in following)
+    ]
+    return ".".join(kept) or None
+
+
+def module_paths(node: NodeProto, linear: LinearNode, index: GraphIndex) -> tuple[str, ...]:
+    """Every spelling of the module path that the graph offers for this node, best first."""
+    found = [
+        _from_scopes(node),
+        path_of_node_name(node.name),
+        _from_weight_name(linear.weight),
+        _from_folded(linear.weight, index),
+    ]
+    return tuple(dict.fromkeys(path for path in found if path))
+
+
+def flat_name(node_name: str) -> str | None:
+    """The underscore-joined module path in the node name of a prepared model, if it is one."""
+    if "/" in node_name or not _OPERATOR_SUFFIX.search(node_name):
+        return None
+    return _OPERATOR_SUFFIX.sub("", node_name)
+
+
+def _metadata_list(text: str) -> list[str]:
+    """A list that an exporter stored as its Python repr; empty if it is something else."""
+    try:
+        value = ast.literal_eval(text) if len(text) < 100_000 else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _from_scopes(node: NodeProto) -> str | None:
+    for entry in node.metadata_props:
+        if entry.key == NAME_SCOPES:
+            scopes = _metadata_list(entry.value)
+            return scopes[-2] if len(scopes) > 1 and scopes[-2] else None
+    return None
+
+
+def _from_weight_name(weight: str) -> str | None:
+    return _WEIGHT_SUFFIX.sub("", weight) if _WEIGHT_SUFFIX.search(weight) else None
+
+
+def _from_folded(weight: str, index: GraphIndex) -> str | None:
+    value = index.values.get(weight)
+    for entry in value.metadata_props if value is not None else ():
+        if entry.key == FOLDED_FROM:
+            for source in _metadata_list(entry.value):
+                path = _from_weight_name(source)
+                if path:
+                    return path
+    return None

@@ -1,0 +1,1 @@
+"""The steps of a compilation, their contract, and the order they run in."""

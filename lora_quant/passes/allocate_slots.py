@@ -1,0 +1,52 @@
+"""Pass: give every adapter of a use case its own rank range, the same at every attach point.
+
+    both = 1.0 * tone (rank 4) + 0.6 * legal (rank 8)  ->  tone [0, 4), legal [4, 12)
+
+R is the largest sum of ranks over the use cases, S the largest number of adapters in one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from lora_quant.errors import ConfigError, Where
+from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.conditions import ADAPTERS_OPEN, SLOTS_ALLOCATED
+from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.passes.slots import Slot, SlotTable
+
+
+@dataclass(frozen=True)
+class AllocateSlots:
+    """Slots in the order of `adapter_names`, packed from rank 0."""
+
+    name: ClassVar[str] = "allocate-slots"
+    requires: ClassVar[tuple[Condition, ...]] = (ADAPTERS_OPEN,)
+    ensures: ClassVar[tuple[Condition, ...]] = (SLOTS_ALLOCATED,)
+
+    def run(self, compilation: Compilation) -> PassResult:
+        """Raises ConfigError if no use case has an adapter: there would be nothing to build."""
+        adapters = compilation.having("adapters")
+        use_cases: dict[str, tuple[Slot, ...]] = {}
+        for use_case in compilation.config.use_cases:
+            slots: list[Slot] = []
+            start = 0
+            pairs = zip(use_case.adapter_names, use_case.adapter_alphas, strict=True)
+            for index, (name, alpha) in enumerate(pairs):
+                adapter = adapters[name]
+                slots.append(Slot(index, name, start, adapter.rank, float(alpha), adapter.scale))
+                start += adapter.rank
+            use_cases[use_case.name] = tuple(slots)
+        if not any(use_cases.values()):
+            raise ConfigError(
+                "no use case names an adapter, so there is no branch to build",
+                where=Where(file=compilation.config_file, field="use-case"),
+                hint="list adapters in `adapter_names` of at least one use case",
+            )
+        table = SlotTable(
+            max_rank=max(sum(s.rank for s in slots) for slots in use_cases.values()),
+            slot_count=max(len(slots) for slots in use_cases.values()),
+            use_cases=use_cases,
+        )
+        return PassResult(replace(compilation, slots=table), table != compilation.slots)

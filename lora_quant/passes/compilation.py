@@ -1,0 +1,68 @@
+"""The state that flows through the passes: frozen, filled in step by step, no tensor values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lora_quant.adapters.adapter import Adapter
+from lora_quant.config.options import BuildOptions
+from lora_quant.findings import Finding
+from lora_quant.graph.attach import Resolution
+from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.records import BranchedGraph
+from lora_quant.passes.slots import SlotTable
+from lora_quant.passes.updatable import UpdatableTensors
+
+if TYPE_CHECKING:
+    from lora_quant.config.lora_config import LoraConfig
+    from lora_quant.passes.merged import MergedEncodings
+
+Progress = Callable[[str, int, int], None]
+
+
+class Staging(Protocol):
+    """The folder that a pack grows in (see lora_quant.targets.pack_folder)."""
+
+    root: Path
+    output: Path
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    """The default: say nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compilation:
+    """Inputs, then what each pass found.
+
+    `staging` is where packs are written; None if nothing will be. `progress` is told
+    (what, done, total) by long steps.
+    """
+
+    config: LoraConfig
+    options: BuildOptions
+    base: BaseGraph
+    staging: Staging | None = None
+    config_file: Path | None = None
+    findings: tuple[Finding, ...] = ()
+    adapters: Mapping[str, Adapter] | None = None
+    resolution: Resolution | None = None
+    slots: SlotTable | None = None
+    branched: BranchedGraph | None = None
+    updatable: UpdatableTensors | None = None
+    merged: MergedEncodings | None = None
+    progress: Progress = field(default=no_progress)
+
+    def with_findings(self, *findings: Finding) -> Compilation:
+        """The same state with more findings."""
+        return replace(self, findings=self.findings + findings)
+
+    def having(self, name: str) -> Any:
+        """A field that an earlier pass fills in; a missing one is a defect of the pass order."""
+        value = getattr(self, name)
+        if value is None:
+            raise RuntimeError(f"{name} is not there yet: a pass that requires it ran too early")
+        return value

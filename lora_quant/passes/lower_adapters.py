@@ -1,0 +1,108 @@
+"""Pass: open every adapter that a use case names and settle how its modules are lowered.
+
+Only configurations and tensor headers are read: kinds, ranks, scales and shapes are known and
+checked afterwards, values come later, one branch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from lora_quant import plugins
+from lora_quant.adapters.adapter import Adapter, load_adapter
+from lora_quant.adapters.contract import LoweringRule
+from lora_quant.adapters.declared import DeclaredParams
+from lora_quant.config.adapter_params import AdapterParamsConfig, read_adapter_params
+from lora_quant.config.documents import read_json
+from lora_quant.config.lora_config import AdapterConfig
+from lora_quant.errors import ConfigError, Where
+from lora_quant.findings import Finding, Severity
+from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.conditions import ADAPTERS_OPEN
+from lora_quant.passes.contract import Condition, PassResult
+
+
+@dataclass(frozen=True)
+class LowerAdapters:
+    """Finds the lowering rule of each adapter; an adapter that no use case names is ignored."""
+
+    name: ClassVar[str] = "lower-adapters"
+    requires: ClassVar[tuple[Condition, ...]] = ()
+    ensures: ClassVar[tuple[Condition, ...]] = (ADAPTERS_OPEN,)
+
+    def run(self, compilation: Compilation) -> PassResult:
+        """Raises AdapterError, UnsupportedAdapterError or ConfigError, naming the adapter."""
+        if compilation.adapters is not None:
+            return PassResult(compilation, changed=False)
+        config = compilation.config
+        unused = config.unused_adapters()
+        rules = {kind: rule() for kind, rule in plugins.load_all(plugins.LOWERING_RULES).items()}
+        adapters: dict[str, Adapter] = {}
+        for number, entry in enumerate(config.adapter):
+            compilation.progress(f"adapter {entry.name}", number, len(config.adapter))
+            if entry.name not in unused:
+                adapters[entry.name] = _open(entry, rules, compilation.config_file)
+        found = [f for adapter in adapters.values() for f in adapter.findings]
+        found += [_unused(name, compilation.config_file) for name in unused]
+        lowered = replace(compilation, adapters=adapters).with_findings(*found)
+        return PassResult(lowered, changed=True)
+
+
+def _open(
+    entry: AdapterConfig, rules: Mapping[str, LoweringRule], config_file: Path | None
+) -> Adapter:
+    """Tell checkpoints from descriptions among an adapter's `lora_config` entries."""
+    checkpoints: list[Path] = []
+    declared: list[AdapterParamsConfig] = []
+    for source in entry.adapter_lora_config:
+        if isinstance(source, AdapterParamsConfig):
+            declared.append(source)
+        elif _is_description(path := Path(source)):
+            declared.append(read_adapter_params(path))
+        else:
+            checkpoints.append(path)
+    where = Where(file=config_file, field="lora_config", adapter=entry.name)
+    if not checkpoints:
+        raise ConfigError(
+            f"adapter {entry.name!r} has a description and no weights",
+            where=where,
+            hint="name its PEFT folder or .safetensors file as well: "
+            "lora_config: [params.json, peft_folder]",
+        )
+    if len(checkpoints) > 1:
+        raise ConfigError(
+            f"adapter {entry.name!r} names {len(checkpoints)} checkpoints, expected one",
+            where=where,
+            hint="make each an adapter of its own and list them together in a use case",
+        )
+    if len(declared) > 1:
+        raise ConfigError(
+            f"adapter {entry.name!r} has {len(declared)} descriptions, expected at most one",
+            where=where,
+        )
+    params = [
+        DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules)) for d in declared
+    ]
+    return load_adapter(
+        entry.name, checkpoints[0], rules, declared=params[0] if params else None
+    )
+
+
+def _is_description(path: Path) -> bool:
+    """Whether a file is the vendor's adapter JSON, which has a rank and no `peft_type`."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    content = read_json(path)
+    return isinstance(content, dict) and "rank" in content and "peft_type" not in content
+
+
+def _unused(name: str, config_file: Path | None) -> Finding:
+    return Finding(
+        rule="config/unused-adapter",
+        severity=Severity.NOTE,
+        message=f"adapter {name!r} is in no use case and was ignored",
+        where=Where(file=config_file, adapter=name),
+    )

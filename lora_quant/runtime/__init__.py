@@ -1,0 +1,1 @@
+"""Running packs: everything that needs ONNX Runtime."""

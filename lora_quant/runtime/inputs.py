@@ -1,0 +1,129 @@
+"""Inputs to run a graph with: given in a file, or random but valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from lora_quant.errors import InputMissingError, VerificationError, Where, did_you_mean
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# Lengths for symbolic axes whose names tell what they are; any other is 1 (a batch).
+SEQUENCE_LENGTH = 8
+_INTEGERS = {TensorProto.INT64, TensorProto.INT32}
+_MAX_ID = 1_000_000
+
+
+def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays by input name from a .npz or .safetensors file; nothing in it is executed."""
+    if not path.is_file():
+        raise InputMissingError("there is no file with inputs here", where=Where(file=path))
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file  # noqa: PLC0415  (only for this format)
+
+            return dict(load_file(path))
+    except Exception as error:  # both libraries raise their own kinds for damaged files
+        raise VerificationError(
+            f"the inputs cannot be read: {error}",
+            where=Where(file=path),
+            hint="write them with numpy.savez or safetensors.numpy.save_file",
+        ) from error
+    raise VerificationError(
+        f"inputs come as .npz or .safetensors, got {path.suffix!r}", where=Where(file=path)
+    )
+
+
+def check_inputs(inputs: Arrays, proto: ModelProto, source: Path) -> None:
+    """Raise VerificationError unless `inputs` has exactly the graph's inputs, of their types."""
+    wanted = {value.name: value for value in graph_inputs(proto)}
+    for name in inputs:
+        if name not in wanted:
+            raise VerificationError(
+                f"the graph has no input {name!r}",
+                where=Where(file=source, tensor=name),
+                hint=did_you_mean(name, wanted),
+            )
+    for name, value in wanted.items():
+        if name not in inputs:
+            raise VerificationError(
+                f"the inputs lack {name!r}", where=Where(file=source, tensor=name)
+            )
+        expected = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if inputs[name].dtype != expected:
+            raise VerificationError(
+                f"input {name!r} is {inputs[name].dtype}, expected {expected}",
+                where=Where(file=source, tensor=name),
+            )
+
+
+def random_inputs(proto: ModelProto, seed: int) -> dict[str, NDArray[Any]]:
+    """Deterministic random inputs: token ids within the vocabulary, masks of ones, empty pasts.
+
+    Floats are standard normal. Raises VerificationError for a type that cannot be guessed.
+    """
+    generator = np.random.default_rng(seed)
+    vocabulary = _vocabulary_sizes(proto)
+    return {
+        value.name: _random(value, vocabulary.get(value.name), generator)
+        for value in graph_inputs(proto)
+    }
+
+
+def graph_inputs(proto: ModelProto) -> list[Any]:
+    """Inputs that a caller must feed: those without an initializer."""
+    initialised = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in initialised]
+
+
+def _random(value: Any, vocabulary: int | None, generator: np.random.Generator) -> NDArray[Any]:
+    tensor = value.type.tensor_type
+    shape = tuple(_length(dim) for dim in tensor.shape.dim)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    name = value.name.lower()
+    if tensor.elem_type in _INTEGERS:
+        if "mask" in name:
+            return np.ones(shape, dtype)
+        if "position" in name:
+            return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+        if vocabulary is not None:
+            return generator.integers(0, vocabulary, shape).astype(dtype)
+        return np.zeros(shape, dtype)
+    if tensor.elem_type == TensorProto.BOOL:
+        return np.ones(shape, dtype)
+    if np.issubdtype(dtype, np.floating) or tensor.elem_type == TensorProto.BFLOAT16:
+        return generator.standard_normal(shape).astype(dtype)
+    raise VerificationError(
+        f"no random values can be made for input {value.name!r} of type {dtype}",
+        where=Where(tensor=value.name),
+        hint="give inputs with --inputs FILE",
+    )
+
+
+def _length(dim: Any) -> int:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    name = dim.dim_param.lower()
+    if "past" in name and "+" not in name and "total" not in name:
+        return 0
+    return SEQUENCE_LENGTH if any(word in name for word in ("seq", "total", "length")) else 1
+
+
+def _vocabulary_sizes(proto: ModelProto) -> dict[str, int]:
+    """Rows of the table that an integer input indexes, through Gather."""
+    rows = {tensor.name: tensor.dims[0] for tensor in proto.graph.initializer if tensor.dims}
+    sizes: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Gather" and node.input[0] in rows:
+            index = node.input[1]
+            sizes[index] = min(rows[node.input[0]], sizes.get(index, _MAX_ID))
+    return sizes

@@ -1,0 +1,189 @@
+"""Verifying a pack: the compiled graph against the base graph with W + dW put in.
+
+A use case passes if, for every output,
+
+    max|y - y_ref|  <=  tolerance * max|y_ref - y_base|  +  floor * max|y_ref|
+
+The first term scales with what the adapter does, so that a wrong strength cannot hide behind a
+large base. The second is rounding: both sides evaluate the same sums in another order, and each
+of the few dozen operations between a branch and an output adds about one unit in the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_quant import plugins
+from lora_quant.adapters.adapter import Adapter, load_adapter
+from lora_quant.config.manifest import Manifest
+from lora_quant.config.manifest_records import UseCaseRecord
+from lora_quant.errors import VerificationError, Where
+from lora_quant.graph.name_table import NameTable
+from lora_quant.passes.compilation import Progress, no_progress
+from lora_quant.runtime.compiled import CompiledGraph
+from lora_quant.runtime.inputs import check_inputs, random_inputs, read_inputs
+from lora_quant.runtime.pack import Pack, open_pack
+from lora_quant.runtime.reference import Reference, Site, add_delta
+
+DEFAULT_TOLERANCE = 1e-3
+FLOOR_UNITS = 64
+_EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output is from the reference; all figures are largest absolute values.
+
+    effect: what the adapters change, max|y_ref - y_base|. bound: what `error` may be.
+    """
+
+    use_case: str
+    output: str
+    error: float
+    effect: float
+    magnitude: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound; NaN is not."""
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result for every use case and output. `base_exact`: the base use case is bit for bit."""
+
+    errors: tuple[OutputError, ...]
+    base_exact: bool
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything passed."""
+        return self.base_exact and all(e.ok for e in self.errors)
+
+
+def verify(
+    folder: Path,
+    *,
+    base: Path | None = None,
+    inputs: Path | None = None,
+    seed: int = 0,
+    tolerance: float = DEFAULT_TOLERANCE,
+    progress: Progress = no_progress,
+) -> Verification:
+    """Run every use case of the pack in `folder` on the CPU and compare.
+
+    `base` says where the base graph is now, `inputs` names a .npz or .safetensors file; without it
+    inputs are random. Raises VerificationError if something cannot be run or has changed.
+    """
+    pack = open_pack(folder)
+    manifest = pack.manifest
+    base_proto, base_path = pack.base_graph(base)
+    if inputs is None:
+        feeds = random_inputs(base_proto, seed)
+    else:
+        feeds = read_inputs(inputs)
+        check_inputs(feeds, base_proto, inputs)
+    adapters = _load_adapters(pack)
+    sites = _sites(manifest)
+    nodes = frozenset(site.node for site in sites.values())
+    steps = len(manifest.use_cases) + 2
+    progress("base graph", 0, steps)
+    reference = Reference(base_proto, base_path, nodes)
+    plain = reference.run(feeds, {})
+    progress("compiled graph", 1, steps)
+    compiled = CompiledGraph(*pack.graph("qairt"), manifest)
+    base_exact = _equal(compiled.run(feeds, None, None), plain)
+    floor = FLOOR_UNITS * max(_EPSILON[t.dtype] for t in manifest.tensors if t.role != "expansion")
+    errors: list[OutputError] = []
+    for number, use_case in enumerate(manifest.use_cases):
+        progress(f"use case {use_case.name}", number + 2, steps)
+        got = compiled.run(feeds, use_case, pack.file("qairt", "weights", use_case.name))
+        wanted = reference.run(feeds, _deltas(use_case, adapters, sites, reference))
+        errors += _compare(use_case.name, got, wanted, plain, tolerance, floor)
+    return Verification(tuple(errors), base_exact, tolerance)
+
+
+def _load_adapters(pack: Pack) -> dict[str, Adapter]:
+    rules = {kind: rule() for kind, rule in plugins.load_all(plugins.LOWERING_RULES).items()}
+    return {
+        record.name: load_adapter(record.name, pack.adapter_file(record.name), rules)
+        for record in pack.manifest.adapters
+    }
+
+
+def _sites(manifest: Manifest) -> dict[str, Site]:
+    return {
+        part.module: Site(part.module, point.node, part.offset, part.size)
+        for point in manifest.attach_points
+        for part in point.modules
+    }
+
+
+def _deltas(
+    use_case: UseCaseRecord,
+    adapters: Mapping[str, Adapter],
+    sites: Mapping[str, Site],
+    reference: Reference,
+) -> dict[str, NDArray[np.float64]]:
+    """dW of every node that the use case changes."""
+    names = NameTable(sites)
+    deltas: dict[str, NDArray[np.float64]] = {}
+    for slot in use_case.slots:
+        adapter = adapters[slot.adapter]
+        for module in adapter.shapes:
+            found = names.find(module)
+            if len(found) != 1:
+                raise VerificationError(
+                    f"the pack has {len(found)} places for module {module!r}",
+                    where=Where(adapter=adapter.name, module=module),
+                )
+            add_delta(deltas, sites[found[0]], reference, adapter.lower(module), slot.alpha)
+    return deltas
+
+
+def _compare(
+    use_case: str,
+    got: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, NDArray[Any]],
+    plain: Mapping[str, NDArray[Any]],
+    tolerance: float,
+    floor: float,
+) -> list[OutputError]:
+    results = []
+    for name, reference in wanted.items():
+        if not np.issubdtype(reference.dtype, np.floating):
+            continue
+        effect = _largest(reference, plain[name])
+        magnitude = _largest(reference, np.zeros_like(reference))
+        results.append(
+            OutputError(
+                use_case=use_case,
+                output=name,
+                error=_largest(got[name], reference),
+                effect=effect,
+                magnitude=magnitude,
+                bound=tolerance * effect + floor * magnitude,
+            )
+        )
+    return results
+
+
+def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
+    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return float(difference.max(initial=0.0)) if np.isfinite(difference).all() else float("nan")
+
+
+def _equal(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
+    check: Callable[[str], bool] = lambda name: np.array_equal(  # noqa: E731
+        one[name], other[name], equal_nan=one[name].dtype.kind == "f"
+    )
+    return all(check(name) for name in other)

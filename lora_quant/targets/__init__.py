@@ -1,0 +1,1 @@
+"""What is written for each kind of device, and how a pack appears."""

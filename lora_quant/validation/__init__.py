@@ -1,0 +1,1 @@
+"""Checks that return findings and never raise."""

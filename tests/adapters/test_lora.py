@@ -1,0 +1,240 @@
+"""Plain LoRA: shapes, ranks and scales from headers; A, B and s from the tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lora_quant.adapters.adapter import load_adapter
+from lora_quant.adapters.contract import LoweringRule
+from lora_quant.adapters.kinds.lora import LoraRule
+from lora_quant.adapters.lowered import ModuleShape
+from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from tests.adapters.builders import PREFIX, Q0, Q1, RULES, V0, load, pair, write
+
+A0 = f"{PREFIX}{Q0}.lora_A.weight"
+B0 = f"{PREFIX}{Q0}.lora_B.weight"
+
+
+def test_the_rule_fulfils_its_contract() -> None:
+    assert isinstance(LoraRule(), LoweringRule)
+    assert LoraRule.kind == "LORA"
+
+
+def test_a_module_is_lowered_as_stored(tmp_path: Path) -> None:
+    tensors = pair(Q0)
+    adapter = load(tmp_path, tensors)
+    assert dict(adapter.shapes) == {Q0: ModuleShape(Q0, 4, 6, 5, (), 2.0)}
+    lowered = adapter.lower(Q0)
+    np.testing.assert_array_equal(lowered.A, tensors[A0])
+    np.testing.assert_array_equal(lowered.B, tensors[B0])
+    assert lowered.s.dtype == np.float64
+    assert lowered.s.tolist() == [2.0] * 4
+    assert (lowered.g, lowered.h, lowered.c) == (None, None, None)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_dtype_of_the_checkpoint_is_kept(tmp_path: Path, dtype: Any) -> None:
+    lowered = load(tmp_path, pair(Q0, dtype=dtype)).lower(Q0)
+    assert (lowered.A.dtype, lowered.B.dtype) == (np.dtype(dtype), np.dtype(dtype))
+
+
+@pytest.mark.parametrize("kernel", [(3,), (1, 1), (3, 5)])
+def test_a_convolution_keeps_the_kernel_of_a(tmp_path: Path, kernel: tuple[int, ...]) -> None:
+    adapter = load(tmp_path, pair(Q0, kernel=kernel))
+    assert adapter.shapes[Q0] == ModuleShape(Q0, 4, 6, 5, kernel, 2.0)
+    lowered = adapter.lower(Q0)
+    assert lowered.A.shape == (4, 6, *kernel)
+    assert lowered.B.shape == (5, 4)
+
+
+def test_scales(tmp_path: Path) -> None:
+    tensors = pair(Q0) | pair(Q1, rank=2)
+    fields: dict[str, Any] = {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "lora_alpha": 3}
+    plain = load(tmp_path / "plain", tensors, **fields)
+    assert [plain.shapes[m].scale for m in (Q0, Q1)] == [3 / 4, 3 / 2]
+    root = load(tmp_path / "root", tensors, **fields, use_rslora=True)
+    assert [root.shapes[m].scale for m in (Q0, Q1)] == [3 / 2, 3 / math.sqrt(2)]
+    fields["alpha_pattern"] = {"layers.0.*": 10}
+    own = load(tmp_path / "own", tensors, **fields)
+    assert [own.shapes[m].scale for m in (Q0, Q1)] == [10 / 4, 3 / 2]
+    assert own.lower(Q0).s.tolist() == [2.5] * 4
+    assert own.lower(Q1).s.tolist() == [1.5] * 2
+
+
+def test_competing_alphas_are_followed_in_file_order_and_reported(tmp_path: Path) -> None:
+    patterns = {"layers.1.self_attn.q_proj": 20, "q_proj": 3}
+    adapter = load(tmp_path, pair(Q0) | pair(Q1), alpha_pattern=patterns)
+    assert [adapter.shapes[m].scale for m in (Q0, Q1)] == [3 / 4, 20 / 4]
+    (finding,) = adapter.findings
+    assert finding.rule == "adapter/competing-alpha-pattern"
+    assert finding.where.adapter == "tone"
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model.", "base_model.model.base_model.model."])
+@pytest.mark.parametrize("name", ["", "default.", "tone."])
+def test_prefixes_and_adapter_names_do_not_matter(tmp_path: Path, prefix: str, name: str) -> None:
+    tensors = pair(Q0, prefix=prefix, name=name)
+    adapter = load(tmp_path, tensors)
+    assert list(adapter.shapes) == [Q0]
+    np.testing.assert_array_equal(adapter.lower(Q0).A, next(iter(tensors.values())))
+
+
+def test_a_module_whose_name_contains_anothers_is_kept_apart(tmp_path: Path) -> None:
+    inner, outer = "q_proj", "x.q_proj"
+    tensors = pair(inner, rank=4, features=(6, 5)) | pair(outer, rank=4, features=(7, 3))
+    adapter = load(tmp_path, tensors)
+    assert adapter.lower(inner).A.shape == (4, 6)
+    assert adapter.lower(outer).A.shape == (4, 7)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": init}
+        for init in (True, False, None, "gaussian", "orthogonal", "mica", "eva")
+    ]
+    + [
+        {"fan_in_fan_out": True},
+        {"lora_dropout": 0.5, "task_type": "CAUSAL_LM", "revision": "main"},
+        {"eva_config": {"rho": 2.0}, "runtime_config": {"ephemeral_gpu_offload": False}},
+        {"megatron_config": {"a": 1}, "auto_mapping": {"base_model_class": "Net"}},
+        {"field_of_tomorrow": None, "another": False, "third": {}, "fourth": []},
+        {"bias": None},
+    ],
+    ids=str,
+)
+def test_fields_without_effect(tmp_path: Path, fields: dict[str, Any]) -> None:
+    adapter = load(tmp_path, pair(Q0), **fields)
+    assert adapter.shapes[Q0].scale == 2.0
+    assert adapter.findings == ()
+
+
+def test_a_config_that_says_little_takes_the_framework_defaults(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0, rank=8))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    adapter = load_adapter("tone", tmp_path, RULES)
+    assert adapter.shapes[Q0].scale == 1.0
+    assert [f.rule for f in adapter.findings] == ["adapter/targets-not-given"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "field"),
+    [
+        ({"r": 8}, f"module '{Q0}' has rank 4 in the weights, expected 8 from r", "r"),
+        (
+            {"rank_pattern": {"q_proj": 2}},
+            r"has rank 4 in the weights, expected 2 from rank_pattern\['q_proj'\]",
+            "rank_pattern",
+        ),
+    ],
+)
+def test_a_rank_that_the_weights_contradict_is_an_error(
+    tmp_path: Path, fields: dict[str, Any], message: str, field: str
+) -> None:
+    with pytest.raises(AdapterError, match=message) as caught:
+        load(tmp_path, pair(Q0), **fields)
+    where = caught.value.where
+    assert (where.field, where.module, where.adapter) == (field, Q0, "tone")
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (A0, r"has lora_B\.weight but no lora_A\.weight"),
+        (B0, r"has lora_A\.weight but no lora_B\.weight"),
+    ],
+)
+def test_a_lone_tensor_is_an_error(tmp_path: Path, lost: str, message: str) -> None:
+    tensors = pair(Q0) | pair(Q1)
+    del tensors[lost]
+    with pytest.raises(AdapterError, match=message) as caught:
+        load(tmp_path, tensors)
+    assert caught.value.where.module == Q0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [A0, B0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_values_that_are_not_finite_are_an_error(
+    tmp_path: Path, value: float, name: str, dtype: Any
+) -> None:
+    tensors = pair(Q0, dtype=dtype)
+    tensors[name][1, 2] = value
+    adapter = load(tmp_path, tensors)
+    with pytest.raises(AdapterError, match=r"1 of \d+ values are not finite; .* at \[1, 2\]") as e:
+        adapter.lower(Q0)
+    assert (e.value.where.tensor, e.value.where.module) == (name, Q0)
+    assert e.value.where.adapter == "tone"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kind", "message"),
+    [
+        ((4, 6), (5, 3), AdapterError, "B has 3 columns, expected 4 as A has rows"),
+        ((4, 6), (5, 2), AdapterError, "B has 2 columns, expected 4 as A has rows"),
+        ((4, 6), (5, 4, 1, 1), AdapterError, r"B has shape \[5, 4, 1, 1\] beside A of .* \[5, 4\]"),
+        ((4, 6, 3, 3), (5, 4), AdapterError, r"expected \[5, 4, 1, 1\]"),
+        ((4, 6, 3, 3), (5, 4, 3, 3), AdapterError, r"expected \[5, 4, 1, 1\]"),
+        ((4, 6, 3, 3), (5, 3, 1, 1), AdapterError, "B has 3 columns, expected 4"),
+        ((4, 6, 3, 3), (6, 2, 1, 1), UnsupportedAdapterError, "a convolution with 2 groups"),
+        ((4, 6, 3, 3, 3), (5, 4, 1, 1, 1), UnsupportedAdapterError, "a convolution over 3 axes"),
+        ((4,), (5, 4), AdapterError, r"has shape \[4\], expected two or more axes"),
+        ((4, 0), (5, 4), AdapterError, r"has shape \[4, 0\], expected two or more axes without"),
+        ((0,), (0,), AdapterError, r"has shape \[0\], expected two or more axes"),
+    ],
+    ids=str,
+)
+def test_shapes_that_are_no_pair(
+    tmp_path: Path,
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    kind: type[AdapterError],
+    message: str,
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        load(tmp_path, {A0: np.ones(a, np.float32), B0: np.ones(b, np.float32)})
+    assert type(caught.value) is kind
+    assert caught.value.where.module == Q0
+
+
+def test_integers_are_refused_from_the_header(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedAdapterError, match="the tensor is I8, expected one of F64"):
+        load(tmp_path, pair(Q0, dtype=np.int8))
+
+
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match=r"the file has \d+ bytes, expected \d+ from its header"):
+        load_adapter("tone", tmp_path, RULES)
+
+
+def test_two_adapters_in_one_file_are_an_error(tmp_path: Path) -> None:
+    tensors = pair(Q0, name="tone.") | pair(V0, name="legal.")
+    with pytest.raises(AdapterError, match=r"tensors of several adapters: legal \('.*\), tone \('"):
+        load(tmp_path, tensors, target_modules=["q_proj", "v_proj"])
+
+
+def test_the_same_module_under_two_prefixes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"two tensors are lora_A\.weight of one module"):
+        load(tmp_path, pair(Q0) | pair(Q0, prefix=""))
+
+
+def test_modules_that_the_config_does_not_target_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="has tensors but is not a target") as caught:
+        load(tmp_path, pair(Q0) | pair(V0))
+    assert caught.value.where.module == V0
+
+
+def test_targets_without_tensors_are_reported(tmp_path: Path) -> None:
+    adapter = load(tmp_path, pair(Q0), target_modules=["q_proj", "v_proj"])
+    (finding,) = adapter.findings
+    assert finding.rule == "adapter/target-without-tensors"
+    assert "'v_proj'" in finding.message

@@ -1,0 +1,117 @@
+"""The manifest: stable bytes, rules between its parts, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_quant.config.documents import dump_json, read_json
+from lora_quant.config.finding_records import FindingRecord
+from lora_quant.config.manifest import Manifest, read_manifest
+from lora_quant.errors import ConfigError, InputMissingError, Where
+from lora_quant.findings import Finding, Severity
+
+EXAMPLE = Path(__file__).parent / "cases" / "positive" / "pack" / "everything.json"
+
+
+def refused(tmp_path: Path, value: Any) -> ConfigError:
+    (tmp_path / "pack.json").write_text(dump_json(value))
+    with pytest.raises(ConfigError) as caught:
+        read_manifest(tmp_path)
+    return caught.value
+
+
+def test_read_and_dump_give_back_the_values() -> None:
+    manifest = read_manifest(EXAMPLE)
+    # `relayouts` and `slots` are empty in the example and stay: only what is None is left out.
+    assert manifest.dump() == dump_json(ordered(read_json(EXAMPLE), manifest))
+
+
+def ordered(value: Any, manifest: Manifest) -> Any:
+    """The example's values in the order in which the models write them."""
+    written = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert written == value
+    return written
+
+
+def test_keys_are_written_in_the_order_of_the_model() -> None:
+    written = read_json(EXAMPLE)
+    assert list(written) == list(Manifest.model_fields)
+
+
+def test_a_folder_stands_for_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "pack.json").write_bytes(EXAMPLE.read_bytes())
+    assert read_manifest(tmp_path) == read_manifest(EXAMPLE)
+    with pytest.raises(InputMissingError):
+        read_manifest(tmp_path / "none")
+
+
+def test_files_are_found_by_target_role_and_use_case() -> None:
+    manifest = read_manifest(EXAMPLE)
+    assert [f.path for f in manifest.files("qairt", role="graph")] == ["qairt/model.onnx"]
+    assert [f.path for f in manifest.files("qairt", use_case="both")] == [
+        "qairt/both/lora_weights.safetensors"
+    ]
+    assert len(manifest.files("qairt")) == 2
+    assert manifest.files("qairt", role="weights", use_case="base") == ()
+    with pytest.raises(ConfigError, match="holds nothing for the target 'ort'"):
+        manifest.files("ort")
+
+
+def test_a_newer_layout_says_so(tmp_path: Path) -> None:
+    error = refused(tmp_path, {**read_json(EXAMPLE), "schema_version": 2, "more": 1})
+    assert error.message == "the manifest has the layout 2, this version reads 1"
+    assert error.hint == "update lora-quant, or build the pack again"
+    assert error.where.line == 2
+
+
+def test_slots_name_known_adapters(tmp_path: Path) -> None:
+    value = read_json(EXAMPLE)
+    value["use_cases"][1]["slots"][0]["adapter"] = "ton"
+    error = refused(tmp_path, value)
+    assert "use_cases[1].slots[0].adapter: the adapter 'ton' is not among" in error.message
+    assert error.hint == "did you mean 'tone'?"
+
+
+@pytest.mark.parametrize("start", [7, 9])
+def test_slots_follow_each_other_within_the_max_rank(start: int, tmp_path: Path) -> None:
+    value = read_json(EXAMPLE)
+    value["use_cases"][1]["slots"][1]["start"] = start
+    error = refused(tmp_path, value)
+    assert f"the slot [{start}, {start + 4}) overlaps the one before it" in error.message
+
+
+@pytest.mark.parametrize("key", ["adapters", "attach_points", "use_cases", "tensors", "targets"])
+def test_names_are_unique(key: str, tmp_path: Path) -> None:
+    value = read_json(EXAMPLE)
+    value[key].append(value[key][0])
+    error = refused(tmp_path, value)
+    name = value[key][0]["name"]
+    index = len(value[key]) - 1
+    assert error.message == f"{key}[{index}].name: the name {name!r} is already taken"
+
+
+def test_paths_are_relative(tmp_path: Path) -> None:
+    value = read_json(EXAMPLE)
+    value["targets"][0]["files"][0]["path"] = "/tmp/x"
+    error = refused(tmp_path, value)
+    assert "the path '/tmp/x' is not relative with forward slashes" in error.message
+
+
+def test_findings_hold_no_absolute_paths(tmp_path: Path) -> None:
+    where = Where(file=tmp_path / "in" / "lora.yaml", line=3, adapter="x")
+    finding = Finding("config/unused-adapter", Severity.NOTE, "unused", where, "remove it")
+    record = FindingRecord.of(finding, relative_to=tmp_path / "out")
+    assert record.model_dump(exclude_none=True) == {
+        "rule": "config/unused-adapter",
+        "severity": "note",
+        "message": "unused",
+        "where": {"file": "../in/lora.yaml", "line": 3, "adapter": "x"},
+        "hint": "remove it",
+    }
+    assert FindingRecord.of(Finding("r", Severity.ERROR, "m")).where is None
+    kept = FindingRecord.of(finding).where
+    assert kept is not None
+    assert kept.file == (tmp_path / "in" / "lora.yaml").as_posix()
