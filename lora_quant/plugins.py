@@ -28,7 +28,9 @@ class Door:
 
 TARGETS = Door("lora_quant.targets", "target", "name", ("emit",))
 PASSES = Door("lora_quant.passes", "pass", "name", ("run",))
-LOWERING_RULES = Door("lora_quant.lowering_rules", "lowering rule", "kind", ("modules", "lower"))
+LOWERING_RULES = Door(
+    "lora_quant.lowering_rules", "lowering rule", "kind", ("modules", "default_scale", "lower")
+)
 
 
 @cache

@@ -25,9 +25,9 @@ def build_command(config: Path, output: Path, as_json: bool, **options: Any) -> 
 
     The base graph's weights are copied, or shared with --beside-base, and never loaded.
     """
-    from lora_quant.api import build  # noqa: PLC0415  (heavy, and not needed for --help)
-    from lora_quant.cli.progress import shown_progress  # noqa: PLC0415
-    from lora_quant.cli.render import show_build  # noqa: PLC0415
+    from lora_quant.api import build
+    from lora_quant.cli.progress import shown_progress
+    from lora_quant.cli.render import show_build
 
     chosen = replace(BuildOptions(), **options)
     with shown_progress(enabled=not as_json) as progress:

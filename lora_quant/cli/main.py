@@ -59,7 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return REFUSED
     except LoraQuantError as error:
-        from lora_quant.cli.render import show_error  # noqa: PLC0415  (rich, only when needed)
+        from lora_quant.cli.render import show_error
 
         show_error(error)
         return REFUSED

@@ -23,9 +23,9 @@ def map_command(model: Path, output: Path | None, force: bool) -> int:
 
     The result is a JSON object, module path -> node names, for `attach_point_onnx_mapping`.
     """
-    from lora_quant.config.documents import dump_json  # noqa: PLC0415  (heavy)
-    from lora_quant.graph.base import open_base  # noqa: PLC0415
-    from lora_quant.graph.catalog import attach_map  # noqa: PLC0415
+    from lora_quant.config.documents import dump_json
+    from lora_quant.graph.base import open_base
+    from lora_quant.graph.catalog import attach_map
 
     base = open_base(model)
     mapping = attach_map(base.catalog)

@@ -15,8 +15,8 @@ def shown_progress(*, enabled: bool) -> Iterator[Progress]:
     if not enabled or not sys.stderr.isatty():
         yield no_progress
         return
-    from rich.console import Console  # noqa: PLC0415  (only for a person)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description:40}"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

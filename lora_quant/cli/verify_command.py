@@ -41,9 +41,9 @@ def verify_command(
     The reference is the base graph with W + dW put in; it shares no code with the compiler. Needs
     `pip install 'lora-quant[runtime]'`.
     """
-    from lora_quant.cli.progress import shown_progress  # noqa: PLC0415  (heavy)
-    from lora_quant.cli.render_verification import show_verification  # noqa: PLC0415
-    from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify  # noqa: PLC0415
+    from lora_quant.cli.progress import shown_progress
+    from lora_quant.cli.render_verification import show_verification
+    from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify
 
     with shown_progress(enabled=not as_json) as progress:
         result = verify(

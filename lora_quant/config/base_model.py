@@ -101,7 +101,11 @@ def _portable(path: Path) -> str:
 def _check_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticKnownError("float_type")
-    if not isfinite(value):
+    try:
+        finite = isfinite(value)
+    except OverflowError:  # an int beyond the range of a double
+        finite = False
+    if not finite:
         raise PydanticKnownError("finite_number")
     return value
 

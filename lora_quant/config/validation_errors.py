@@ -41,6 +41,15 @@ _EXPECTED: dict[str, str] = {
     "string_pattern_mismatch": "text that matches {pattern}",
 }
 
+_WANTED: dict[str, type] = {
+    "string_type": str,
+    "list_type": list,
+    "tuple_type": list,
+    "bool_type": bool,
+    "int_type": float,
+    "float_type": float,
+}
+_BOOL_HINT = "write true or false without quotes; yes, no, on and off are text"
 _LIST_HINT = "put it in [ ], or write one '- item' a line"
 _QUOTES_HINT = "put it in quotes to make it text"
 _NO_QUOTES_HINT = "remove the quotes"
@@ -103,18 +112,19 @@ def _problem(detail: Any, model: type[BaseModel], value: Any, by_alias: bool) ->
     expected = _EXPECTED.get(kind)
     if expected is None:
         return Problem(path, f"{detail['msg']}, got {got}", None)
-    wanted = {"string_type": str, "list_type": list}.get(kind, float)
-    hint = _type_hint(wanted, detail["input"]) if kind.endswith("_type") else None
+    hint = _type_hint(_WANTED.get(kind), detail["input"])
     return Problem(path, f"expected {expected.format_map(context)}, got {got}", hint)
 
 
-def _type_hint(wanted: type, value: Any) -> str | None:
+def _type_hint(wanted: type | None, value: Any) -> str | None:
     """What a person most likely forgot when a value has the wrong type."""
     if wanted is str:
         return _QUOTES_HINT if isinstance(value, int | float) else None
     if wanted is list:
         return _LIST_HINT
-    return _NO_QUOTES_HINT if isinstance(value, str) else None
+    if wanted is bool:
+        return _BOOL_HINT
+    return _NO_QUOTES_HINT if wanted is float and isinstance(value, str) else None
 
 
 def _path_in_value(
@@ -196,9 +206,10 @@ def describe(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f"the text {value!r}" if len(value) <= 60 else f"the text {value[:57]!r}..."
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
     if isinstance(value, int | float):
-        text = repr(value) if isinstance(value, float) or value.bit_length() < 200 else "a huge one"
-        return f"the number {text}"
+        return f"the number {value!r}"
     if isinstance(value, dict):
         return "an object" if value else "an empty object"
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""Quantization encodings: the value, AIMET's dialects, conversion, algebra; import what you need."""
+"""Quantization encodings: the value, AIMET's dialects, conversion, algebra; import the modules."""

@@ -51,7 +51,9 @@ def flatten(array: FloatArray, encoding: Encoding) -> FloatArray:
 def unflatten(array: FloatArray, channels: int, *, block_major: bool) -> FloatArray:
     """`[channels, blocks]` of the flat order of 1.0.0."""
     if array.size % channels:
-        raise EncodingsError(f"{array.size} block scales cannot be divided over {channels} channels")
+        raise EncodingsError(
+            f"{array.size} block scales cannot be divided over {channels} channels"
+        )
     flat = array.ravel()
     return flat.reshape(-1, channels).T if block_major else flat.reshape(channels, -1)
 

@@ -11,39 +11,17 @@ x = (q - zero_point) * scale, is the same grid with q and zero_point shifted by 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lora_quant.encodings.encoding_checks import check
+from lora_quant.encodings.kinds import Granularity, NumberKind
 from lora_quant.encodings.structure import Structure
 from lora_quant.errors import EncodingsError
 
 FloatArray = NDArray[np.float64]
-
-MIN_BITS, MAX_BITS = 2, 32
-FLOAT32_SMALLEST = 2.0**-149
-FLOAT32_LARGEST = (2.0 - 2.0**-23) * 2.0**127
-
-
-class Granularity(Enum):
-    """Over which part of a tensor one scale reaches; the values are the names of AIMET 1.0.0."""
-
-    PER_TENSOR = "PER_TENSOR"
-    PER_CHANNEL = "PER_CHANNEL"
-    PER_BLOCK = "PER_BLOCK"
-    LPBQ = "LPBQ"
-
-
-BLOCKWISE = (Granularity.PER_BLOCK, Granularity.LPBQ)
-
-
-class NumberKind(Enum):
-    """Integer grids have scale and offset; float encodings only name a bit width."""
-
-    INT = "int"
-    FLOAT = "float"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +67,7 @@ class Encoding:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _read_only(value))
-        _check(self)
+        check(self)
 
     @classmethod
     def floating(cls, bits: int) -> Encoding:
@@ -185,9 +163,7 @@ class Encoding:
             if not symmetric:
                 raise EncodingsError("an asymmetric encoding needs an offset")
             offset = np.full(scale.shape, -(2.0 ** (bits - 1)))
-        return cls(
-            NumberKind.INT, bits, granularity, symmetric, scale, _read_only(offset), **more
-        )
+        return cls(NumberKind.INT, bits, granularity, symmetric, scale, _read_only(offset), **more)
 
     @property
     def structure(self) -> Structure:
@@ -218,22 +194,38 @@ class Encoding:
         return int(2 ** (self.compressed_bits or self.bits) - 1)
 
     @property
-    def step_scale(self) -> FloatArray:
-        """The real size of one step: `scale`, for LPBQ `block_scale * scale` `[channels, blocks]`."""
+    def stored_scale(self) -> FloatArray:
+        """`scale` of an integer encoding; EncodingsError for a float one."""
         if self.scale is None:
             raise EncodingsError("a float encoding has no grid")
-        if self.block_scale is not None:
-            return self.block_scale * self.scale[:, np.newaxis]
         return self.scale
+
+    @property
+    def stored_offset(self) -> FloatArray:
+        """`offset` of an integer encoding; EncodingsError for a float one."""
+        if self.offset is None:
+            raise EncodingsError("a float encoding has no grid")
+        return self.offset
+
+    @property
+    def zero_point(self) -> FloatArray:
+        """ONNX's zero point, shape of `offset`: signed if the grid is symmetric, else unsigned."""
+        middle = 2.0 ** (self.bits - 1) if self.symmetric else 0.0
+        return 0.0 - (self.stored_offset + middle)
+
+    @property
+    def step_scale(self) -> FloatArray:
+        """The real size of one step: `scale`, for LPBQ block_scale * scale `[channels, blocks]`."""
+        if self.block_scale is not None:
+            return self.block_scale * self.stored_scale[:, np.newaxis]
+        return self.stored_scale
 
     @property
     def step_offset(self) -> FloatArray:
         """The offset in steps that belongs to `step_scale`, same shape."""
-        if self.offset is None:
-            raise EncodingsError("a float encoding has no grid")
         if self.compressed_bits is not None:
             return np.full(self.step_scale.shape, -(2.0 ** (self.compressed_bits - 1)))
-        return self.offset
+        return self.stored_offset
 
     @property
     def minimum(self) -> FloatArray:
@@ -269,103 +261,3 @@ def _equal(one: FloatArray | None, other: FloatArray | None) -> bool:
     if one is None or other is None:
         return one is other
     return np.array_equal(one, other)
-
-
-_DIMENSIONS = {
-    Granularity.PER_TENSOR: (0,),
-    Granularity.PER_CHANNEL: (1,),
-    Granularity.PER_BLOCK: (1, 2),
-    Granularity.LPBQ: (1,),
-}
-
-
-def _check(encoding: Encoding) -> None:
-    if encoding.kind is NumberKind.FLOAT:
-        if encoding.scale is not None or encoding.offset is not None:
-            raise EncodingsError("a float encoding with a scale is not supported")
-        if encoding.bits not in (16, 32):
-            raise EncodingsError(f"a float encoding of {encoding.bits} bits, expected 16 or 32")
-        return
-    if not MIN_BITS <= encoding.bits <= MAX_BITS:
-        raise EncodingsError(f"{encoding.bits} bits, expected {MIN_BITS} to {MAX_BITS}")
-    scale, offset = encoding.scale, encoding.offset
-    if scale is None or offset is None:
-        raise EncodingsError("an integer encoding needs both scale and offset")
-    if scale.ndim not in _DIMENSIONS[encoding.granularity]:
-        raise EncodingsError(
-            f"a scale of shape {list(scale.shape)} does not fit {encoding.granularity.value}"
-        )
-    if scale.shape != offset.shape:
-        raise EncodingsError(
-            f"scale has shape {list(scale.shape)} but offset has {list(offset.shape)}"
-        )
-    if scale.size == 0:
-        raise EncodingsError("an integer encoding needs at least one scale")
-    _check_scale(scale)
-    _check_offset(offset, encoding.bits)
-    _check_blocks(encoding)
-
-
-def _check_scale(scale: FloatArray) -> None:
-    wrong = ~((scale >= FLOAT32_SMALLEST) & (scale <= FLOAT32_LARGEST))
-    if wrong.any():
-        raise EncodingsError(
-            f"{_element('scale', scale, wrong)}, expected a finite number > 0 that float32 can hold",
-            hint="a tensor of zeros still needs a valid range: max - min of at least 1e-5",
-        )
-
-
-def _check_offset(offset: FloatArray, bits: int) -> None:
-    lowest = -(2.0**bits - 1)
-    # With NaN every comparison is False, so NaN counts as wrong.
-    wrong = ~((offset >= lowest) & (offset <= 0))
-    if wrong.any():
-        raise EncodingsError(
-            f"{_element('offset', offset, wrong)}, expected {lowest:.0f} to 0 for {bits} bits",
-            hint="x = (q + offset) * scale with q from 0 on: other offsets leave 0 off the grid",
-        )
-    wrong = (2 * offset) % 1 != 0
-    if wrong.any():
-        raise EncodingsError(
-            f"{_element('offset', offset, wrong)}, expected a whole number (or a half)"
-        )
-
-
-def _check_blocks(encoding: Encoding) -> None:
-    if encoding.granularity not in BLOCKWISE:
-        if encoding.block_size is not None or encoding.block_axis is not None:
-            raise EncodingsError(f"a {encoding.granularity.value} encoding has no blocks")
-        return
-    if encoding.block_size is None or encoding.block_size < 1:
-        raise EncodingsError(f"block_size is {encoding.block_size}, expected a positive integer")
-    if encoding.block_axis is not None and encoding.block_axis == encoding.axis:
-        raise EncodingsError(f"axis {encoding.axis} cannot be both the channel and the block axis")
-    if encoding.granularity is Granularity.LPBQ:
-        _check_lpbq(encoding)
-
-
-def _check_lpbq(encoding: Encoding) -> None:
-    compressed, blocks, scale = encoding.compressed_bits, encoding.block_scale, encoding.scale
-    if compressed is None or blocks is None or scale is None:
-        raise EncodingsError("an LPBQ encoding needs compressed bits and a block scale")
-    if not MIN_BITS <= compressed < encoding.bits:
-        raise EncodingsError(
-            f"{compressed} compressed bits do not fit {encoding.bits} decompressed bits"
-        )
-    if blocks.ndim != 2 or blocks.shape[0] != scale.shape[0] or blocks.shape[1] < 1:
-        raise EncodingsError(
-            f"a block scale of shape {list(blocks.shape)} does not fit {scale.shape[0]} channels"
-        )
-    highest = 2.0 ** (encoding.bits - compressed)
-    wrong = ~((blocks >= 1) & (blocks <= highest) & (blocks % 1 == 0))
-    if wrong.any():
-        raise EncodingsError(
-            f"{_element('block scale', blocks, wrong)}, expected an integer from 1 to {highest:.0f}"
-        )
-
-
-def _element(name: str, array: FloatArray, wrong: NDArray[np.bool_]) -> str:
-    if array.ndim == 0:
-        return f"{name} is {float(array)!r}"
-    index = [int(i) for i in np.argwhere(wrong)[0]]
-    return f"{name}{index} is {float(array[tuple(index)])!r}"

@@ -91,7 +91,9 @@ class JsonEntry:
         except EncodingsError as error:
             raise EncodingsError(
                 error.message,
-                where=replace(error.where, tensor=self.tensor, field=error.where.field or self.path),
+                where=replace(
+                    error.where, tensor=self.tensor, field=error.where.field or self.path
+                ),
                 hint=error.hint,
             ) from None
 

@@ -63,7 +63,9 @@ def _section_text(section: Section) -> Iterator[str]:
     yield "{" if section.keyed else "["
     separator = "\n"
     for name, text in section.entries:
-        yield f"{separator}  {value_text(name)}: {text}" if section.keyed else f"{separator}  {text}"
+        yield (
+            f"{separator}  {value_text(name)}: {text}" if section.keyed else f"{separator}  {text}"
+        )
         separator = ",\n"
     if separator == ",\n":
         yield "\n "

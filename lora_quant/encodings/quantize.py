@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_quant.encodings.block_layout import to_tensor_axes
-from lora_quant.encodings.encoding import Encoding, Granularity
+from lora_quant.encodings.encoding import Encoding
+from lora_quant.encodings.kinds import Granularity
 from lora_quant.errors import EncodingsError
 
 FloatArray = NDArray[np.float64]

@@ -19,7 +19,7 @@ _MAY_BE_UNKNOWN = ("axis", "block_axis")
 
 @dataclass(frozen=True)
 class Structure:
-    """The fixed part of an encoding; the field order is the order in which differences are named."""
+    """The fixed part of an encoding; differences are named in the order of the fields."""
 
     kind: str
     bits: int

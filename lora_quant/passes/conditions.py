@@ -55,7 +55,9 @@ def _selected(c: Compilation) -> str | None:
 
 
 def _merged(c: Compilation) -> str | None:
-    return None if c.merged is not None else "encodings were not merged"
+    if c.merged is not None or all(u.encodings is None for u in c.config.use_cases):
+        return None
+    return "encodings were not merged"
 
 
 ADAPTERS_OPEN = Condition("adapters are open", _adapters)

@@ -86,9 +86,7 @@ def _open(
     params = [
         DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules)) for d in declared
     ]
-    return load_adapter(
-        entry.name, checkpoints[0], rules, declared=params[0] if params else None
-    )
+    return load_adapter(entry.name, checkpoints[0], rules, declared=params[0] if params else None)
 
 
 def _is_description(path: Path) -> bool:

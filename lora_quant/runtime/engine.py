@@ -17,7 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime  # noqa: PLC0415  (an extra, needed only when something is run)
+        import onnxruntime
     except ImportError as error:
         raise VerificationError(
             "running a graph needs ONNX Runtime, which is not installed",

@@ -29,7 +29,7 @@ def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file  # noqa: PLC0415  (only for this format)
+            from safetensors.numpy import load_file
 
             return dict(load_file(path))
     except Exception as error:  # both libraries raise their own kinds for damaged files

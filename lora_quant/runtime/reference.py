@@ -39,7 +39,7 @@ class Reference:
 
     def __init__(self, proto: ModelProto, path: Path, nodes: frozenset[str]) -> None:
         """`proto` is the base without external data, `nodes` those whose weights may change."""
-        import onnx_graphsurgeon as gs  # noqa: PLC0415  (part of the runtime extra)
+        import onnx_graphsurgeon as gs
 
         folder = path.parent
         graph = gs.import_onnx(proto)
@@ -73,7 +73,7 @@ class Reference:
             delta = deltas.get(name)
             if delta is not None:
                 oriented = delta if self._is_out_in[name] else delta.T
-                weight = (weight.astype(np.float64) + oriented).astype(weight.dtype)  # noqa: PLW2901
+                weight = (weight.astype(np.float64) + oriented).astype(weight.dtype)
             feeds[f"{name}/weight"] = weight
         return self._engine.run(feeds)
 
@@ -106,7 +106,7 @@ def add_delta(
 def _constant_value(tensor: Any, folder: Path) -> NDArray[Any]:
     """Evaluate the constant that a weight input reads, through Transpose, Identity and Cast."""
     if hasattr(tensor, "_values"):
-        values = tensor._values  # noqa: SLF001  (the library offers no lazy access with a folder)
+        values = tensor._values
         stored = getattr(values, "tensor", None)
         if stored is None:
             return np.asarray(tensor.values)

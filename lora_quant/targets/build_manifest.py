@@ -103,7 +103,7 @@ class _Inputs:
         return digest
 
     def add_adapter(self, adapter: Adapter) -> tuple[str, ...]:
-        files = (adapter.checkpoint.config.path, adapter.checkpoint.tensors.path)
+        files = (adapter.checkpoint.config.file, adapter.checkpoint.tensors.path)
         return tuple(self.add("adapter", path, adapter.name) for path in files)
 
     def add_config(self, compilation: Compilation) -> None:
@@ -170,9 +170,7 @@ def _attach_point(branch: Branch) -> AttachPointRecord:
 def _tensors(branched: BranchedGraph) -> Iterable[TensorRecord]:
     for branch in branched.branches:
         for role, record in (("a_weight", branch.a_weight), ("b_weight", branch.b_weight)):
-            yield TensorRecord(
-                name=record.name, shape=record.shape, dtype=record.dtype, role=role
-            )
+            yield TensorRecord(name=record.name, shape=record.shape, dtype=record.dtype, role=role)
     expansion = branched.scale.expansion
     if expansion is not None:
         yield TensorRecord(

@@ -25,7 +25,8 @@ class EmitPacks:
         """Raises PackError if something cannot be written, PluginError for an unknown target."""
         folder: PackFolder = compilation.having("staging")
         targets = [
-            plugins.load(plugins.TARGETS, name)() for name in dict.fromkeys(compilation.options.targets)
+            plugins.load(plugins.TARGETS, name)()
+            for name in dict.fromkeys(compilation.options.targets)
         ]
         for target in targets:
             folder.target = target.name

@@ -62,8 +62,8 @@ class HashingWriter:
 class PackFolder:
     """Writes the files of one pack into `root`; `files` records them by path.
 
-    `target` is the name of the target that is writing. `neighbours` are finished files that belong into another folder (the base's, with
-    --beside-base): pairs of where they wait and where they go.
+    `target` is the name of the target that is writing. `neighbours` are finished files that belong
+    into another folder (the base's, with --beside-base): where they wait and where they go.
     """
 
     root: Path
@@ -73,9 +73,7 @@ class PackFolder:
     neighbours: list[tuple[Path, Path]] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def create(
-        self, path: str, role: str, use_case: str | None = None
-    ) -> Iterator[HashingWriter]:
+    def create(self, path: str, role: str, use_case: str | None = None) -> Iterator[HashingWriter]:
         """A new file of the pack at a relative path."""
         target = self._target(path)
         try:
@@ -148,7 +146,7 @@ class PackFolder:
 
 
 class OutputTransaction:
-    """`with OutputTransaction(out, force=False) as folder:` the pack appears when the block ends."""
+    """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end."""
 
     def __init__(self, output: Path, *, force: bool) -> None:
         """Raises PackError at once if `output` exists and may not be replaced."""

@@ -1,12 +1,12 @@
 """Target `qairt`: input of qairt-converter, qairt-lora-importer and qnn-context-binary-generator.
 
-    qairt/model.onnx, its data             the graph with zero branches; weights are initializers
-    qairt/lora_tensor_names.txt            names of the LoRA weights, one a line
-    qairt/base_encodings.json              encodings of every tensor of that graph
-    qairt/lora_importer_config.yaml        the use cases with their files
-    qairt/<use case>/lora_weights.safetensors
-    qairt/<use case>/quant_overrides.json  complete encodings
-    qairt/<use case>/quant_updatable_tensors.txt
+qairt/model.onnx, its data             the graph with zero branches; weights are initializers
+qairt/lora_tensor_names.txt            names of the LoRA weights, one a line
+qairt/base_encodings.json              encodings of every tensor of that graph
+qairt/lora_importer_config.yaml        the use cases with their files
+qairt/<use case>/lora_weights.safetensors
+qairt/<use case>/quant_overrides.json  complete encodings
+qairt/<use case>/quant_updatable_tensors.txt
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 from lora_quant.config.base_model import to_document
 from lora_quant.config.documents import dump_yaml
 from lora_quant.config.output_files import LoraImporterConfig, UseCaseOutputConfig
-from lora_quant.encodings.files import write_encodings
+from lora_quant.encodings.encoding_file import EncodingFile
+from lora_quant.encodings.files import encodings_text
 from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.records import BranchedGraph, TensorRecord
 from lora_quant.graph.saving import graph_bytes
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import branch_factors, expansion_matrix
-from lora_quant.passes.merged import MergedEncodings, WeightRanges
-from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.passes.merged import MergedEncodings
+from lora_quant.passes.weight_ranges import WeightRanges
+from lora_quant.targets.pack_folder import HashingWriter, PackFolder
 from lora_quant.targets.safetensors_writer import write_safetensors
 
 MODEL = "model.onnx"
@@ -60,7 +62,7 @@ class QairtTarget:
         merged: MergedEncodings | None = compilation.merged
         if merged is not None:
             with folder.create(f"{self.name}/{BASE_ENCODINGS}", "base-encodings") as sink:
-                write_encodings(merged.base, sink)
+                _write_encodings(merged.base, sink)
         findings: list[Finding] = []
         items = []
         use_cases = compilation.config.use_cases
@@ -116,7 +118,7 @@ class QairtTarget:
         if merged is not None and ranges is not None:
             overrides, findings = merged.for_use_case(name, ranges)
             with folder.create(f"{place}/{OVERRIDES}", "quant-overrides", name) as sink:
-                write_encodings(overrides, sink)
+                _write_encodings(overrides, sink)
             updatable &= set(overrides.encodings)
         folder.write_text(
             f"{place}/{UPDATABLE}", "quant-updatable-tensors", _lines(sorted(updatable)), name
@@ -155,6 +157,11 @@ def _weights(
     if record is not None:
         slots = compilation.having("slots").use_cases[use_case]
         yield record.name, expansion_matrix(record, slots)
+
+
+def _write_encodings(file: EncodingFile, sink: HashingWriter) -> None:
+    for piece in encodings_text(file):
+        sink.write(piece.encode())
 
 
 def _lines(names: Iterable[str]) -> str:

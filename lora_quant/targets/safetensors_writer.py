@@ -55,4 +55,4 @@ def write_safetensors(
             raise ValueError(
                 f"expected {record}, got {name!r} of shape {values.shape} and {values.dtype}"
             )
-        sink.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+        sink.write(np.ascontiguousarray(values).data.cast("B"))

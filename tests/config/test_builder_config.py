@@ -67,6 +67,17 @@ def test_modes_are_listed() -> None:
     )
 
 
+def test_words_are_not_truth_values() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraBuilderInputConfig(
+            lora_config_obj=CONFIG,
+            alpha_tensor_name="x",
+            create_lora_graph="no",  # type: ignore[arg-type]
+        )
+    assert caught.value.message == "create_lora_graph: expected true or false, got the text 'no'"
+    assert caught.value.hint == ("write true or false without quotes; yes, no, on and off are text")
+
+
 def test_output() -> None:
     made = LoraBuilderOutputConfig(
         use_case=[UseCaseOutputConfig(name="u", model_name=Path("m.onnx"), lora_weights=Path("w"))],

@@ -13,7 +13,25 @@ from hypothesis import strategies as st
 from lora_quant.config.documents import dump_json, dump_yaml, parse_json, parse_yaml
 from lora_quant.errors import ConfigError
 
-ODD = "1e-3 off yes 1:30 010 0o7 << = ~ null 2020-01-01 # &a *a %x --- ...".split()
+ODD = [
+    "1e-3",
+    "off",
+    "yes",
+    "1:30",
+    "010",
+    "0o7",
+    "<<",
+    "=",
+    "~",
+    "null",
+    "2020-01-01",
+    "#",
+    "&a",
+    "*a",
+    "%x",
+    "---",
+    "...",
+]
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     [*ODD, "", "- a", "a: b", "? x", "! x", "\ufeffx", "a\r\nb", "\x85", " a "]
 )

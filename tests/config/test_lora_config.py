@@ -237,6 +237,14 @@ def test_numbers_are_finite(alpha: float) -> None:
         AdapterParamsConfig(name="a", rank=1, alpha=alpha, target_modules=["q"])
 
 
+def test_numbers_fit_a_double() -> None:
+    text = "alpha: expected a finite number, got an integer of 1329 bits"
+    with pytest.raises(ConfigError, match=text):
+        AdapterParamsConfig(name="a", rank=1, alpha=10**400, target_modules=["q"])
+    with pytest.raises(ConfigError, match="expected a number, got an integer of 1329 bits"):
+        use_case(adapter_alphas=[10**400])
+
+
 def test_models_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        use_case().name = "other"  # type: ignore[misc]
+        use_case().name = "other"

@@ -1,0 +1,77 @@
+"""Holding a given list of quant-updatable tensors against the set of the mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.errors import ConfigError, Where
+from lora_quant.findings import Finding, Severity
+from lora_quant.passes.branch_encodings import UseCaseEncodings
+from lora_quant.passes.tensor_names import TensorNames
+from lora_quant.passes.updatable import Mode, UpdatableTensors
+
+_MOST_NAMES = 5
+_MAX_BYTES = 256 << 20
+
+
+def updatable_findings(
+    use_case: UseCaseInputConfig,
+    names: TensorNames,
+    found: UseCaseEncodings,
+    updatable: UpdatableTensors,
+) -> Iterator[Finding]:
+    """Both differences, as far as the use case's own encodings name the tensors.
+
+    A list knows only the tensors of its own graph: branches that are idle in the use case, and
+    what we compute, are not expected in it. In mode `all` a list may leave out what did not change.
+    """
+    path = use_case.updatable_tensors_file()
+    if path is None:
+        return
+    given = names.translate(read_tensor_list(path))
+    where = Where(file=path, use_case=use_case.name)
+    if given.unknown:
+        yield _finding(
+            "updatable/unknown-tensor", given.unknown, "of the list are not in the graph", where
+        )
+    listed = {t: n for t, n in given.names.items() if t not in names.scale}
+    fixed = [name for tensor, name in listed.items() if tensor not in updatable]
+    if fixed:
+        yield _finding(
+            "updatable/fixed-in-mode",
+            fixed,
+            f"of the list are fixed in mode {updatable.mode.value}",
+            where,
+        )
+    expected = found.given & updatable.encodings
+    unlisted = sorted(expected - set(listed))
+    if unlisted and updatable.mode is not Mode.ALL:
+        yield _finding("updatable/not-listed", unlisted, "are updated and not in the list", where)
+
+
+def read_tensor_list(path: Path) -> tuple[str, ...]:
+    """Names, one a line; empty lines are skipped. ConfigError for text that is not UTF-8."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError("the list of tensors is over 256 MiB", where=Where(file=path))
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the list of tensors is not UTF-8 text", where=Where(file=path)
+        ) from error
+    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _finding(rule: str, tensors: list[str] | tuple[str, ...], text: str, where: Where) -> Finding:
+    shown = ", ".join(repr(t) for t in tensors[:_MOST_NAMES])
+    more = len(tensors) - _MOST_NAMES
+    return Finding(
+        rule=rule,
+        severity=Severity.WARNING,
+        message=f"{len(tensors)} tensors {text}: {shown}"
+        + (f" and {more} more" if more > 0 else ""),
+        where=where,
+        hint="check that the mode is the one that the list was made for",
+    )

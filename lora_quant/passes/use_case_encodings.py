@@ -1,0 +1,170 @@
+"""Reading the encodings that a use case brings, in the names and the layout of our graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.encodings.calibrate import from_range
+from lora_quant.encodings.encoding import Encoding
+from lora_quant.encodings.encoding_file import EncodingFile
+from lora_quant.encodings.files import read_encodings
+from lora_quant.errors import Where
+from lora_quant.findings import Finding, Severity
+from lora_quant.graph.records import BranchedGraph
+from lora_quant.passes.branch_encodings import BranchFitter, UseCaseEncodings
+from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.contributions import contributions
+from lora_quant.passes.factors import branch_factors, expansion_matrix
+from lora_quant.passes.tensor_names import TensorNames, Translation
+from lora_quant.passes.weight_ranges import WeightRanges
+
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class EncodingsReader:
+    """Reads use cases of one compilation; `alpha` is the encoding of the alpha input."""
+
+    compilation: Compilation
+    names: TensorNames
+    alpha: Encoding
+
+    def read(self, use_case: UseCaseInputConfig, ranges: WeightRanges | None) -> UseCaseEncodings:
+        """Encodings of every tensor that the use case has one for.
+
+        `ranges` of its weights, if they were seen already; otherwise the weights are read here, but
+        only if the file lacks an encoding for one of them.
+        """
+        branched: BranchedGraph = self.compilation.having("branched")
+        file = read_encodings(use_case.encodings) if use_case.encodings else None
+        translation = self.names.translate(file.encodings if file else ())
+        encodings = (
+            {tensor: file.encodings[name] for tensor, name in translation.names.items()}
+            if file
+            else {}
+        )
+        result = UseCaseEncodings(findings=list(_reading_findings(use_case, file, translation)))
+        added = self.names.added
+        result.encodings.update((t, e) for t, e in encodings.items() if t not in added)
+        result.given.update(result.encodings)
+        fitter = BranchFitter(
+            use_case=use_case.name,
+            source=use_case.encodings,
+            file=encodings,
+            on_our_graph=any(translation.names.get(b.a) == b.a for b in branched.branches),
+            weight_bits=self.compilation.options.weight_bits,
+        )
+        active = contributions(self.compilation, use_case.name)
+        if ranges is None and any(
+            fitter.lacks_weights(branched.branches[number]) for number in active
+        ):
+            ranges = WeightRanges()
+            for factors in branch_factors(self.compilation, use_case.name):
+                ranges.observe(factors)
+        for number, items in active.items():
+            fitter.fit(result, branched.branches[number], items, ranges)
+        for branch in branched.branches:
+            if branch.h in encodings:
+                result.encodings[branch.h] = encodings[branch.h]
+        self._scale(result, use_case)
+        return result
+
+    def _scale(self, result: UseCaseEncodings, use_case: UseCaseInputConfig) -> None:
+        """E from its values, s and its re-layouts from the range of alpha times E.
+
+        Each column of E has at most one entry, so a grid per column stores it exactly.
+        """
+        branched: BranchedGraph = self.compilation.having("branched")
+        slots = self.compilation.having("slots").use_cases[use_case.name]
+        record, options = branched.scale.expansion, self.compilation.options
+        if record is None:
+            for tensor in branched.scale.scales:
+                result.encodings[tensor] = self.alpha
+            return
+        if not slots:
+            return
+        matrix = expansion_matrix(record, slots).astype(np.float64)
+        result.encodings[record.name] = from_range(
+            matrix.min(axis=0),
+            matrix.max(axis=0),
+            bits=options.weight_bits,
+            symmetric=True,
+            axis=1,
+        )
+        result.owned[record.name] = tuple(
+            rank for slot in slots for rank in range(slot.start, slot.start + slot.rank)
+        )
+        ends = [
+            float(bound) * slot.scale
+            for slot in slots
+            for bound in (self.alpha.minimum, self.alpha.maximum)
+        ]
+        strength = from_range(min(ends), max(ends), bits=options.activation_bits, symmetric=False)
+        for tensor in branched.scale.scales:
+            result.encodings[tensor] = strength
+
+
+def alpha_encoding(compilation: Compilation, given: Encoding | None) -> Encoding:
+    """The fixed grid of the alpha input: as given, or from 0 to 1 and over all strengths.
+
+    In the rank layout the input is s, whose range is that of strength times scale.
+    """
+    if given is not None:
+        return given
+    ends = [0.0, 1.0]
+    for slots in compilation.having("slots").use_cases.values():
+        for slot in slots:
+            is_rank = compilation.options.alpha_layout == "rank"
+            factor = slot.scale if is_rank else 1.0
+            ends += [factor, slot.alpha * factor]
+    bits = compilation.options.activation_bits
+    return from_range(min(ends), max(ends), bits=bits, symmetric=False)
+
+
+def alpha_findings(compilation: Compilation, alpha: Encoding) -> Iterator[Finding]:
+    """Strengths that the alpha input's grid cannot hold: they clip on the device."""
+    if compilation.options.alpha_layout == "rank":
+        return
+    low, high = float(alpha.minimum), float(alpha.maximum)
+    slack = (high - low) / alpha.steps
+    for name, slots in compilation.having("slots").use_cases.items():
+        for slot in slots:
+            if not low - slack <= slot.alpha <= high + slack:
+                yield Finding(
+                    rule="encodings/alpha-clips",
+                    severity=Severity.WARNING,
+                    message=f"strength {slot.alpha:g} of adapter {slot.adapter!r} is outside the "
+                    f"range [{low:g}, {high:g}] of the alpha input and would clip",
+                    where=Where(use_case=name, adapter=slot.adapter),
+                    hint="widen the encoding of the alpha input in the base's encodings",
+                )
+
+
+def _reading_findings(
+    use_case: UseCaseInputConfig, file: EncodingFile | None, translation: Translation
+) -> Iterator[Finding]:
+    where = Where(file=use_case.encodings, use_case=use_case.name)
+    yield from file.findings if file else ()
+    if translation.unknown:
+        shown = ", ".join(repr(n) for n in translation.unknown[:_MOST_NAMES])
+        more = len(translation.unknown) - _MOST_NAMES
+        yield Finding(
+            rule="encodings/unknown-tensor",
+            severity=Severity.WARNING,
+            message=f"{len(translation.unknown)} encodings belong to no tensor of the graph and "
+            f"were left out: {shown}" + (f" and {more} more" if more > 0 else ""),
+            where=where,
+            hint="the encodings were made on another export, or on one with other adapters",
+        )
+    for tensor, names in translation.several.items():
+        yield Finding(
+            rule="encodings/ambiguous-tensor",
+            severity=Severity.WARNING,
+            message=f"{len(names)} encodings claim one tensor, none was taken: {', '.join(names)}",
+            where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
+            hint="adapters that are chained in the use case's graph have no common grid here",
+        )
