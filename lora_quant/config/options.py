@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_quant.errors import ConfigError, Where
+
 Mode = Literal["none", "adapter_only", "all"]
 AlphaLayout = Literal["slot", "rank"]
 FixedConflict = Literal["error", "base"]
@@ -67,6 +69,13 @@ class BuildOptions:
         default=16,
         metadata={"help": "Bit width of activation encodings that are computed here."},
     )
+    rank_multiple: int = field(
+        default=1,
+        metadata={
+            "help": "Start every slot, and end the max rank, at a multiple of this: the block size "
+            "of blockwise LoRA weights."
+        },
+    )
     fixed_conflict: FixedConflict = field(
         default="error",
         metadata={
@@ -82,3 +91,20 @@ class BuildOptions:
         default=True,
         metadata={"help": "Verify the state between the passes."},
     )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no build can use; ConfigError names the option."""
+        for name, low, high in (
+            ("weight_bits", 2, 32),
+            ("activation_bits", 4, 32),
+            ("rank_multiple", 1, 65536),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{name} is {value}, expected {low} to {high}", where=Where(field=name)
+                )
+        if not self.alpha_name.strip():
+            raise ConfigError("alpha_name is empty", where=Where(field="alpha_name"))
+        if not self.targets:
+            raise ConfigError("no target is given", where=Where(field="targets"))

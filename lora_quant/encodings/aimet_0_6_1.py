@@ -143,7 +143,7 @@ def _read_entries(
     first = JsonEntry.of(entries[0], tensor=name, path=f"{path}[0]")
     columns = _columns(name, entries, path)
     for key in columns.keys() & {"bitwidth", "dtype", "is_symmetric"}:
-        if any(value != columns[key][0] for value in columns[key]):
+        if columns[key].count(columns[key][0]) != len(entries):
             first.fail(f"the entries of one tensor differ in {key!r}", key=key)
     kind = first.choice("dtype", _KINDS) if "dtype" in columns else NumberKind.INT
     bits = first.integer("bitwidth")
@@ -171,21 +171,23 @@ def _read_entries(
 def _columns(name: str, entries: list[Mapping[str, Any]], path: str) -> dict[str, tuple[Any, ...]]:
     """The entries of one tensor by key; each entry is looked at in C, there may be a million."""
     keys = sorted(entries[0])
-    # With a second key, itemgetter returns a tuple even if there is only one.
-    row_of = itemgetter(*keys, keys[0]) if keys else None
-    try:
-        if row_of is None or set(map(len, entries)) != {len(keys)}:
-            raise KeyError
-        columns = dict(zip(keys, zip(*map(row_of, entries), strict=True), strict=False))
-    except (KeyError, TypeError, IndexError):
-        index = next(
-            (i for i, e in enumerate(entries) if not isinstance(e, dict) or sorted(e) != keys), 0
-        )
+    columns: dict[str, tuple[Any, ...]] = {}
+    if keys and set(map(type, entries)) == {dict} and set(map(len, entries)) == {len(keys)}:
+        try:
+            columns = {key: tuple(map(itemgetter(key), entries)) for key in keys}
+        except KeyError:
+            columns = {}
+    if not columns:
+        index = next((i for i, e in enumerate(entries) if not _has_keys(e, keys)), 0)
         raise EncodingsError(
             "the entry does not have the same keys as the first one of the tensor",
             where=Where(tensor=name, field=f"{path}[{index}]"),
-        ) from None
+        )
     return columns
+
+
+def _has_keys(entry: Any, keys: list[str]) -> bool:
+    return isinstance(entry, dict) and sorted(entry) == keys
 
 
 def _numbers(

@@ -10,8 +10,6 @@ are, so that they agree bit for bit.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -33,10 +31,13 @@ def from_range(
     maximum: ArrayLike,
     *,
     bits: int,
-    symmetric: bool,
+    symmetric: bool = False,
     axis: int | None = None,
+    single: bool = False,
 ) -> Encoding:
     """The grid of a range: per tensor for scalars, per channel for `[channels]`.
+
+    single: round the scale to float32, as it is for weights.
 
     With streamed values, keep the running minimum and maximum and call this once at the end. An
     asymmetric grid may miss an end of the range by half a step, the rounding of its offset; a
@@ -68,6 +69,8 @@ def from_range(
     else:
         rounded = np.clip(np.rint(low / scale), -steps, 0.0) + 0.0
         offset = np.where(empty, rounded.flat[largest], rounded)
+    if single:
+        scale = scale.astype(np.float32)
     if low.ndim == 0:
         return Encoding.per_tensor(scale, offset, bits=bits, symmetric=symmetric)
     return Encoding.per_channel(scale, offset, bits=bits, symmetric=symmetric, axis=axis)
@@ -89,17 +92,14 @@ def from_values(
     if not array.size:
         raise EncodingsError(f"a weight of shape {list(array.shape)} has no range")
     if granularity is Granularity.PER_TENSOR:
-        encoding = from_range(array.min(), array.max(), bits=bits, symmetric=symmetric)
-    elif granularity is Granularity.PER_CHANNEL:
+        return from_range(array.min(), array.max(), bits=bits, symmetric=symmetric, single=True)
+    if granularity is Granularity.PER_CHANNEL:
         if axis is None or not -array.ndim <= axis < array.ndim:
             raise EncodingsError(f"axis {axis} is not an axis of shape {list(array.shape)}")
         rest = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-        encoding = from_range(
-            array.min(axis=rest), array.max(axis=rest), bits=bits, symmetric=symmetric, axis=axis
-        )
-    else:
-        raise EncodingsError(
-            f"weights are calibrated per tensor or per channel, not {granularity.value}",
-            hint="give the encodings of the use case as a file",
-        )
-    return replace(encoding, scale=encoding.stored_scale.astype(np.float32))
+        low, high = array.min(axis=rest), array.max(axis=rest)
+        return from_range(low, high, bits=bits, symmetric=symmetric, axis=axis, single=True)
+    raise EncodingsError(
+        f"weights are calibrated per tensor or per channel, not {granularity.value}",
+        hint="give the encodings of the use case as a file",
+    )

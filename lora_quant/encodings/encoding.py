@@ -23,6 +23,8 @@ from lora_quant.errors import EncodingsError
 
 FloatArray = NDArray[np.float64]
 
+__all__ = ["Encoding", "FloatArray", "Granularity", "NumberKind"]
+
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
