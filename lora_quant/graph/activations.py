@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from onnx import TensorProto
+from onnx import AttributeProto, NodeProto, TensorProto
 
 from lora_quant.graph.base import BaseGraph
 
-_FLOAT = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-_NO_ACTIVATION = frozenset({"Constant", "ConstantOfShape", "Shape", "Size"})
+_FLOAT = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+)
+# Operators whose outputs are constants, or never float.
+_NO_ACTIVATION = frozenset(
+    {
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "Constant",
+        "ConstantOfShape",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "NonZero",
+        "Not",
+        "Or",
+        "QuantizeLinear",
+        "Shape",
+        "Size",
+        "Xor",
+    }
+)
 
 
 def float_activations(base: BaseGraph) -> frozenset[str]:
@@ -15,7 +40,7 @@ def float_activations(base: BaseGraph) -> frozenset[str]:
     graph = base.model.proto.graph
     found = {value.name for value in graph.input}
     for node in graph.node:
-        if node.op_type not in _NO_ACTIVATION:
+        if node.op_type not in _NO_ACTIVATION and _cast_type(node) in _FLOAT:
             found.update(name for name in node.output if name)
     types = {
         v.name: v.type.tensor_type.elem_type
@@ -25,5 +50,13 @@ def float_activations(base: BaseGraph) -> frozenset[str]:
         name
         for name in found
         if name not in base.index.initializers
-        and types.get(name, TensorProto.FLOAT) in _FLOAT | {0}
+        and types.get(name, TensorProto.UNDEFINED) in _FLOAT | {TensorProto.UNDEFINED}
     )
+
+
+def _cast_type(node: NodeProto) -> int:
+    """The type that a Cast gives; float for any other node, whose operator does not tell."""
+    for attribute in node.attribute if node.op_type == "Cast" else ():
+        if attribute.name == "to" and attribute.type == AttributeProto.INT:
+            return int(attribute.i)
+    return TensorProto.FLOAT

@@ -1,4 +1,4 @@
-"""Resolving the modules that adapters ask for to the nodes that compute them.
+"""Resolving the modules that adapters ask for to attach points.
 
 Every requested module finds exactly one node, or the build stops: with the names that come
 nearest, or with the reason why the node that bears the name cannot take a branch.
@@ -7,16 +7,17 @@ nearest, or with the reason why the node that bears the name cannot take a branc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_quant.errors import AttachPointError, Where, did_you_mean
+from lora_quant.errors import AttachPointError, Where
+from lora_quant.graph.bias import bias_after
 from lora_quant.graph.catalog import LinearCatalog
-from lora_quant.graph.fused import fused_module, fused_parts
+from lora_quant.graph.fused import fused_parts
 from lora_quant.graph.index import GraphIndex
-from lora_quant.graph.linear import NotLinear
-from lora_quant.graph.name_table import NameTable
+from lora_quant.graph.name_table import same_module
+from lora_quant.graph.node_finder import FoundNode, NodeFinder
 from lora_quant.graph.records import AttachPoint, LinearNode, ModulePart
 
 
@@ -47,6 +48,14 @@ class Resolution:
     placements: Mapping[str, Placement]
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """A request with the node that was found for it."""
+
+    request: ModuleRequest
+    found: FoundNode
+
+
 class Resolver:
     """Resolves requests against one graph, with or without an explicit attach point mapping."""
 
@@ -60,193 +69,136 @@ class Resolver:
         mapping_file: Path | None = None,
     ) -> None:
         """`mapping` is module path -> node names, as in `attach_point_onnx_mapping`."""
-        self._catalog = catalog
+        self._finder = NodeFinder(
+            catalog, graph_file=graph_file, mapping=mapping, mapping_file=mapping_file
+        )
         self._index = index
         self._graph_file = graph_file
-        self._mapping = mapping
-        self._mapping_file = mapping_file
-        if mapping is None:
-            self._names = NameTable(
-                [p for paths in catalog.paths.values() for p in paths], catalog.flat_names
-            )
-        else:
-            self._names = NameTable(mapping)
 
-    def resolve(self, requests: list[ModuleRequest]) -> Resolution:
+    def resolve(self, requests: Sequence[ModuleRequest]) -> Resolution:
         """Attach points for all requests; the same module may be asked for by several adapters.
 
         Raises AttachPointError for a module without a node, with two, or with a node whose shape
         or operator does not fit.
         """
-        by_product: dict[str, dict[str, ModuleRequest]] = defaultdict(dict)
+        by_product: dict[str, list[_Claim]] = defaultdict(list)
         for request in requests:
-            linear = self._linear_of(request)
-            earlier = by_product[linear.product].setdefault(request.module, request)
-            if earlier.out_features != request.out_features:
-                raise AttachPointError(
-                    f"adapters {earlier.adapter!r} and {request.adapter!r} disagree on the output "
-                    f"features of one module: {earlier.out_features} and {request.out_features}",
-                    where=Where(module=request.module, node=linear.node),
-                )
+            found = self._finder.find(request.module, request.adapter)
+            by_product[found.linear.product].append(_Claim(request, found))
         order = sorted(by_product, key=lambda product: self._index.positions[product])
-        points = tuple(self._point(product, by_product[product]) for product in order)
-        placements = {
-            module: Placement(number, self._part_of(module, point))
-            for number, point in enumerate(points)
-            for module in by_product[point.linear.product]
+        points = []
+        placements = {}
+        for number, product in enumerate(order):
+            claims = by_product[product]
+            point = self._point(claims)
+            points.append(point)
+            leaves = [_leaf(part.module) for part in point.parts]
+            for claim in claims:
+                # The parts of a fused projection differ in their leaf, and it alone is certain:
+                # adapters may spell the levels before it in different ways.
+                part = leaves.index(_leaf(claim.request.module)) if claim.found.is_fused else 0
+                placements[claim.request.module] = Placement(number, part)
+        return Resolution(tuple(points), placements)
+
+    def _point(self, claims: Sequence[_Claim]) -> AttachPoint:
+        linear, name = claims[0].found.linear, claims[0].found.name
+        by_part: dict[str, list[ModuleRequest]] = defaultdict(list)
+        for claim in claims:
+            by_part[_leaf(claim.request.module) if claim.found.is_fused else ""].append(
+                claim.request
+            )
+        for requests in by_part.values():
+            self._check_same_module(linear, requests)
+            for request in requests:
+                self._check_input(linear, request)
+        sizes = {
+            min(request.module for request in requests): self._size(linear, requests)
+            for requests in by_part.values()
         }
-        return Resolution(points, placements)
-
-    def _part_of(self, module: str, point: AttachPoint) -> int:
-        leaf = module.rpartition(".")[2]
-        for number, part in enumerate(point.parts):
-            if len(point.parts) == 1 or part.module.rpartition(".")[2] == leaf:
-                return number
-        raise AttachPointError("a fused node lost one of its modules", where=Where(module=module))
-
-    def _linear_of(self, request: ModuleRequest) -> LinearNode:
-        names = self._names.find(request.module)
-        if not names:
-            fused = fused_module(request.module)
-            names = self._names.find(fused) if fused else ()
-        if not names:
-            raise self._nothing_found(request)
-        linears = (
-            self._linears_of_names(names)
-            if self._mapping is None
-            else self._linears_of_mapping(self._mapping, names, request)
-        )
-        if len(linears) != 1:
-            nodes = ", ".join(repr(linear.node or linear.product) for linear in linears)
-            raise AttachPointError(
-                f"module {request.module!r} of adapter {request.adapter!r} fits {len(linears)} "
-                f"nodes, expected exactly one: {nodes}",
-                where=Where(file=self._graph_file, module=request.module),
-                hint="name the node in `attach_point_onnx_mapping` (`lora-quant map` writes one)",
-            )
-        return linears[0]
-
-    def _linears_of_names(self, names: tuple[str, ...]) -> list[LinearNode]:
-        products = dict.fromkeys(p for name in names for p in self._catalog.products[name])
-        return [self._catalog.linears[product] for product in products]
-
-    def _linears_of_mapping(
-        self, mapping: Mapping[str, list[str]], names: tuple[str, ...], request: ModuleRequest
-    ) -> list[LinearNode]:
-        found: dict[str, LinearNode] = {}
-        reasons = []
-        for node in dict.fromkeys(node for name in names for node in mapping[name]):
-            linear = self._catalog.nodes.get(node)
-            if isinstance(linear, LinearNode):
-                found[linear.product] = linear
-            elif linear is not None:
-                reasons.append(f"{node!r}: {linear.reason}")
-            elif node in self._index.nested_nodes:
-                reasons.append(f"{node!r}: it lies inside a subgraph (If, Loop or Scan)")
-            elif node not in self._index.names:
-                reasons.append(f"{node!r}: the graph has no node of this name")
-        if not found:
-            detail = "; ".join(reasons) or "none of its nodes is a MatMul, Gemm or Conv"
-            raise AttachPointError(
-                f"the mapping gives module {request.module!r} no node that can take a branch: "
-                f"{detail}",
-                where=Where(file=self._mapping_file, module=request.module),
-                hint="was the mapping made for another export? "
-                + did_you_mean(request.module, self._catalog.nodes),
-            )
-        return list(found.values())
-
-    def _nothing_found(self, request: ModuleRequest) -> AttachPointError:
-        refused = NameTable(self._catalog.refused).find(request.module)
-        if refused:
-            node: NotLinear = self._catalog.refused[refused[0]]
-            hint = (
-                "give the float graph that was quantized; its encodings come as `quant_overrides`"
-                if "quantized" in node.reason
-                else "name the right node in `attach_point_onnx_mapping`"
-            )
-            return AttachPointError(
-                f"module {request.module!r} of adapter {request.adapter!r} belongs to node "
-                f"{node.node!r}, which cannot take a branch: {node.reason}",
-                where=Where(file=self._graph_file, module=request.module, node=node.node),
-                hint=hint,
-            )
-        source = "the graph" if self._mapping is None else "the attach point mapping"
-        return AttachPointError(
-            f"module {request.module!r} of adapter {request.adapter!r} has no node in {source}",
-            where=Where(file=self._mapping_file or self._graph_file, module=request.module),
-            hint=did_you_mean(request.module, self._names.paths)
-            + ("; or name the node in `attach_point_onnx_mapping`" if not self._mapping else ""),
-        )
-
-    def _point(self, product: str, requests: dict[str, ModuleRequest]) -> AttachPoint:
-        linear = self._catalog.linears[product]
-        parts = self._parts(linear, requests)
-        for request in requests.values():
-            self._check_shape(linear, request)
-        if linear.conv is not None and linear.conv.group != 1:
-            raise self._unfit(
-                linear, next(iter(requests)), f"it is a grouped convolution ({linear.conv.group})"
-            )
-        bias_node, output = self._bias_after(linear)
-        paths = self._catalog.paths[product]
-        modules = sorted(requests)
-        name = paths[0] if paths else modules[0]
+        if any(claim.found.is_fused for claim in claims):
+            parts = self._fused(linear, sizes)
+        else:
+            ((module, size),) = sizes.items()
+            if size != linear.out_features:
+                raise self._unfit(
+                    linear,
+                    claims[0].request,
+                    f"lora_B has {size} output features, the node computes {linear.out_features}",
+                    hint="the adapter was trained on another base model, or the mapping is off",
+                )
+            parts = (ModulePart(module, 0, size),)
+        bias_node, output = bias_after(linear, self._index)
         return AttachPoint(name, linear, output, bias_node, parts)
 
-    def _parts(
-        self, linear: LinearNode, requests: dict[str, ModuleRequest]
-    ) -> tuple[ModulePart, ...]:
-        # Two adapters may spell one module with other leading levels: its leaf tells it apart.
-        by_leaf = {module.rpartition(".")[2]: request for module, request in requests.items()}
-        sizes = {request.module: request.out_features for request in by_leaf.values()}
-        if set(sizes.values()) == {linear.out_features} and len(sizes) == 1:
-            return (ModulePart(next(iter(sizes)), 0, linear.out_features),)
+    def _fused(self, linear: LinearNode, sizes: Mapping[str, int]) -> tuple[ModulePart, ...]:
         parts = fused_parts(sizes, linear.out_features)
         if isinstance(parts, str):
-            raise self._unfit(
-                linear,
-                next(iter(sizes)),
-                f"it computes {linear.out_features} output features, and {parts}",
+            raise AttachPointError(
+                f"the modules of {_label(linear)} do not fit it: it computes "
+                f"{linear.out_features} output features, and {parts}",
+                where=self._where(linear, min(sizes)),
+                hint="export the graph without fusing projections",
             )
         return parts
 
-    def _check_shape(self, linear: LinearNode, request: ModuleRequest) -> None:
+    def _check_same_module(self, linear: LinearNode, requests: Sequence[ModuleRequest]) -> None:
+        """One part of a node is one module, however adapters spell it."""
+        first = requests[0]
+        spelled: dict[str, str] = {}
+        for other in requests:
+            is_only = spelled.setdefault(other.adapter, other.module) == other.module
+            if not is_only or not same_module(first.module, other.module):
+                raise AttachPointError(
+                    f"two modules lead to {_label(linear)}: {first.module!r} of adapter "
+                    f"{first.adapter!r} and {other.module!r} of adapter {other.adapter!r}",
+                    where=self._where(linear, other.module),
+                    hint="give each module its own node in `attach_point_onnx_mapping`",
+                )
+
+    def _size(self, linear: LinearNode, requests: Sequence[ModuleRequest]) -> int:
+        first = requests[0]
+        for other in requests:
+            if other.out_features != first.out_features:
+                raise AttachPointError(
+                    f"adapters {first.adapter!r} and {other.adapter!r} disagree on the output "
+                    f"features of one module: {first.out_features} and {other.out_features}",
+                    where=self._where(linear, other.module),
+                    hint="they were not trained on the same base model",
+                )
+        return first.out_features
+
+    def _check_input(self, linear: LinearNode, request: ModuleRequest) -> None:
         kernel = linear.conv.kernel if linear.conv else ()
-        pointwise = not request.kernel and all(size == 1 for size in kernel)
-        if linear.in_features == request.in_features and (pointwise or kernel == request.kernel):
+        # "Prepared" graphs compute a linear layer as a convolution of kernel 1, in any number of
+        # axes; the factors of both are the same numbers.
+        is_pointwise = set(kernel) | set(request.kernel) <= {1}
+        if linear.in_features == request.in_features and (is_pointwise or kernel == request.kernel):
             return
-        got = [request.in_features, *request.kernel]
-        expected = [linear.in_features, *kernel]
         raise self._unfit(
             linear,
-            request.module,
-            f"adapter {request.adapter!r} has lora_A for input {got}, the node's weight is for "
-            f"{expected}",
+            request,
+            f"lora_A is for input {[request.in_features, *request.kernel]}, the node's weight for "
+            f"{[linear.in_features, *kernel]}",
             hint="the adapter was trained on another base model, or the mapping is off",
         )
 
     def _unfit(
-        self, linear: LinearNode, module: str, reason: str, hint: str | None = None
+        self, linear: LinearNode, request: ModuleRequest, reason: str, hint: str
     ) -> AttachPointError:
         return AttachPointError(
-            f"module {module!r} does not fit node {linear.node!r}: {reason}",
-            where=Where(file=self._graph_file, module=module, node=linear.node),
-            hint=hint or "take this module out of the adapter, or export the graph without fusing",
+            f"module {request.module!r} of adapter {request.adapter!r} does not fit "
+            f"{_label(linear)}: {reason}",
+            where=self._where(linear, request.module),
+            hint=hint,
         )
 
-    def _bias_after(self, linear: LinearNode) -> tuple[str | None, str]:
-        """The bias Add that alone follows a product, and the tensor that carries the result.
+    def _where(self, linear: LinearNode, module: str) -> Where:
+        return Where(file=self._graph_file, module=module, node=linear.node or None)
 
-        Branching after it keeps the two nodes together, which device compilers fuse and quantizers
-        give one encoding.
-        """
-        node = self._index.sole_consumer(linear.product)
-        if linear.op != "MatMul" or node is None or node.op_type != "Add":
-            return None, linear.product
-        other = node.input[1] if node.input[0] == linear.product else node.input[0]
-        constant = self._index.constant(other)
-        shape = tuple(constant.dims) if constant is not None else ()
-        if shape[-1:] != (linear.out_features,) or any(size != 1 for size in shape[:-1]):
-            return None, linear.product
-        return node.name, node.output[0]
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _label(linear: LinearNode) -> str:
+    return f"node {linear.node!r}" if linear.node else f"the node of {linear.product!r}"

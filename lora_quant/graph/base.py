@@ -1,4 +1,4 @@
-"""The base graph as the rooms above see it: opened once, with its names and linear nodes indexed."""
+"""The base graph as the rooms above see it: opened once, its names and linear nodes indexed."""
 
 from __future__ import annotations
 

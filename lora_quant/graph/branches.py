@@ -16,13 +16,13 @@ use case replace them. Nothing else of the graph is touched.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from onnx import NodeProto, ValueInfoProto, helper
 
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.module_names import path_of_node_name
 from lora_quant.graph.records import (
     AttachPoint,
     Branch,
@@ -51,7 +51,7 @@ def add_branches(
     """
     points = tuple(points)
     proto = base.model.proto
-    names = _Names(base.index)
+    names = _Names(base)
     names.claim(alpha_name)
     scale = ScaleBuilder(
         alpha_name=alpha_name,
@@ -63,9 +63,9 @@ def add_branches(
         claim=names.claim,
     )
     builder = _BranchBuilder(base, names, scale, max_rank)
-    branches = tuple(builder.add(point) for point in points)
-    builder.insert_nodes()
-    record = scale.finish(proto, base.zeros)
+    branches = tuple(builder.plan(point) for point in points)
+    builder.apply()
+    record = scale.apply(proto, base.zeros)
     return BranchedGraph(
         branches=branches,
         scale=record,
@@ -79,14 +79,17 @@ def add_branches(
 class _Names:
     """Every name of the model; a name that is taken is an error, never silently altered."""
 
-    def __init__(self, index: GraphIndex) -> None:
-        self._taken = set(index.names)
+    def __init__(self, base: BaseGraph) -> None:
+        self._file = base.path
+        self._taken = set(base.index.names)
+        # A graph that was edited already has more than its index says.
+        self._taken.update(tensor.name for tensor in base.model.proto.graph.initializer)
 
     def claim(self, name: str) -> str:
         if name in self._taken:
             raise GraphError(
                 f"the graph already has a tensor or node named {name!r}, which the branches need",
-                where=Where(tensor=name),
+                where=Where(file=self._file, tensor=name),
                 hint="give the base graph without LoRA branches, or choose another --alpha-name",
             )
         self._taken.add(name)
@@ -94,36 +97,27 @@ class _Names:
 
 
 class _BranchBuilder:
-    def __init__(
-        self,
-        base: BaseGraph,
-        names: _Names,
-        scale: ScaleBuilder,
-        max_rank: int,
-    ) -> None:
+    """Collects what the branches add; the graph is edited only when every name is certain."""
+
+    def __init__(self, base: BaseGraph, names: _Names, scale: ScaleBuilder, max_rank: int) -> None:
         self._graph = base.model.proto.graph
         self._index = base.index
         self._names = names
         self._scale = scale
         self._zeros = base.zeros
         self._max_rank = max_rank
-        self._after: dict[int, list[NodeProto]] = {}
-        self._annotations = {a.tensor_name: a for a in self._graph.quantization_annotation}
+        self._branches: list[Branch] = []
+        self._nodes: dict[int, list[NodeProto]] = {}
+        self._values: list[ValueInfoProto] = []
 
-    def add(self, point: AttachPoint) -> Branch:
-        linear = point.linear
+    def plan(self, point: AttachPoint) -> Branch:
+        """Name and describe the branch of one attach point."""
+        linear, claim = point.linear, self._names.claim
         rank = self._max_rank * len(point.parts)
         prefix = _node_prefix(point)
         shape_a, shape_b = _factor_shapes(point, rank)
-        a_weight = TensorRecord(
-            self._names.claim(f"{point.name}.lora_A.weight"), shape_a, linear.dtype
-        )
-        b_weight = TensorRecord(
-            self._names.claim(f"{point.name}.lora_B.weight"), shape_b, linear.dtype
-        )
-        for weight in (a_weight, b_weight):
-            self._graph.initializer.append(self._zeros.tensor(weight))
-
+        a_weight = TensorRecord(claim(f"{point.name}.lora_A.weight"), shape_a, linear.dtype)
+        b_weight = TensorRecord(claim(f"{point.name}.lora_B.weight"), shape_b, linear.dtype)
         nodes: list[NodeProto] = []
         x = linear.x
         if linear.input_transposed:
@@ -135,14 +129,12 @@ class _BranchBuilder:
         s = self._scale.tensor(linear.dtype, linear.form, len(point.parts), _spatial_axes(point))
         m = self._node(nodes, "Mul", [a, s], f"{prefix}/lora_scale/Mul")
         l = self._node(nodes, op, [m, b_weight.name], f"{prefix}/lora_B/{op}")  # noqa: E741
-        h = self._rename_output(point)
-        add = helper.make_node(
-            "Add", [h, l], [point.output], name=self._names.claim(f"{prefix}/lora_add/Add")
+        h = claim(f"{point.output}_base")
+        nodes.append(
+            helper.make_node("Add", [h, l], [point.output], name=claim(f"{prefix}/lora_add/Add"))
         )
-        nodes.append(add)
-        self._after[self._index.positions[point.output]] = nodes
-        self._add_shapes(point, rank, h, a, m, l)
-        return Branch(
+        self._nodes[self._index.positions[point.output]] = nodes
+        branch = Branch(
             attach=point,
             a_weight=a_weight,
             b_weight=b_weight,
@@ -154,17 +146,27 @@ class _BranchBuilder:
             y=point.output,
             relayouts=(x,) if x != linear.x else (),
         )
+        self._values += self._value_infos(branch, rank)
+        self._branches.append(branch)
+        return branch
 
-    def insert_nodes(self) -> None:
-        """Put each branch behind the node that it extends, and the scale before all others."""
-        for position in sorted(self._after, reverse=True):
-            for node in reversed(self._after[position]):
+    def apply(self) -> None:
+        """Edit the graph: a branch goes behind the node that it extends, the scale to the front."""
+        for branch in self._branches:
+            for weight in (branch.a_weight, branch.b_weight):
+                self._graph.initializer.append(self._zeros.tensor(weight))
+            producer = self._index.producers[branch.y]
+            producer.output[list(producer.output).index(branch.y)] = branch.h
+        self._graph.value_info.extend(self._values)
+        self._copy_annotations()
+        for position in sorted(self._nodes, reverse=True):
+            for node in reversed(self._nodes[position]):
                 self._graph.node.insert(position + 1, node)
         for node in reversed(self._scale.nodes):
             self._graph.node.insert(0, node)
 
     def _node(
-        self, nodes: list[NodeProto], op: str, inputs: list[str], name: str, **attributes: object
+        self, nodes: list[NodeProto], op: str, inputs: list[str], name: str, **attributes: Any
     ) -> str:
         output = self._names.claim(f"{name}_output_0")
         nodes.append(
@@ -172,35 +174,28 @@ class _BranchBuilder:
         )
         return output
 
-    def _rename_output(self, point: AttachPoint) -> str:
-        h = self._names.claim(f"{point.output}_base")
-        producer = self._index.producers[point.output]
-        for position, tensor in enumerate(producer.output):
-            if tensor == point.output:
-                producer.output[position] = h
-        annotation = self._annotations.get(point.output)
-        if annotation is not None:
-            copy = self._graph.quantization_annotation.add()
-            copy.CopyFrom(annotation)
-            copy.tensor_name = h
-        return h
+    def _copy_annotations(self) -> None:
+        """h is quantized as y was."""
+        renamed = {branch.y: branch.h for branch in self._branches}
+        for annotation in list(self._graph.quantization_annotation):
+            if annotation.tensor_name in renamed:
+                copy = self._graph.quantization_annotation.add()
+                copy.CopyFrom(annotation)
+                copy.tensor_name = renamed[annotation.tensor_name]
 
-    def _add_shapes(
-        self,
-        point: AttachPoint,
-        rank: int,
-        h: str,
-        a: str,
-        m: str,
-        l: str,  # noqa: E741
-    ) -> None:
+    def _value_infos(self, branch: Branch, rank: int) -> Iterable[ValueInfoProto]:
         """Types of the new tensors, where the graph tells the type of y."""
-        known = self._index.values.get(point.output)
+        known = self._index.values.get(branch.y)
         if known is None or not known.type.tensor_type.HasField("shape"):
             return
-        axis = 1 if point.linear.form is Form.CONV else -1
-        for name, channels in ((h, None), (a, rank), (m, rank), (l, None)):
-            self._graph.value_info.append(_like(known, name, axis, channels))
+        axes = len(known.type.tensor_type.shape.dim)
+        is_conv = branch.attach.linear.form is Form.CONV
+        if axes == 0 or (is_conv and axes != _spatial_axes(branch.attach) + 2):
+            return
+        axis = 1 if is_conv else axes - 1
+        channels = {branch.h: None, branch.a: rank, branch.m: rank, branch.l: None}
+        for name, size in channels.items():
+            yield _like(known, name, axis, size)
 
 
 def _like(known: ValueInfoProto, name: str, axis: int, channels: int | None) -> ValueInfoProto:
@@ -208,17 +203,19 @@ def _like(known: ValueInfoProto, name: str, axis: int, channels: int | None) -> 
     value.name = name
     value.type.CopyFrom(known.type)
     if channels is not None:
-        dims = value.type.tensor_type.shape.dim
-        dims[axis % len(dims)].Clear()
-        dims[axis % len(dims)].dim_value = channels
+        dim = value.type.tensor_type.shape.dim[axis]
+        dim.Clear()
+        dim.dim_value = channels
     return value
 
 
 def _node_prefix(point: AttachPoint) -> str:
+    """The graph's own slashed spelling of the module where it has one, the dotted path elsewhere.
+
+    Attach points differ in their names, so that their prefixes do.
+    """
     node = point.linear.node
-    if node.startswith("/") and node.count("/") > 1:
-        return node.rpartition("/")[0]
-    return "/" + point.name
+    return node.rpartition("/")[0] if path_of_node_name(node) == point.name else f"/{point.name}"
 
 
 def _spatial_axes(point: AttachPoint) -> int:
@@ -239,10 +236,8 @@ def _conv_attributes(point: AttachPoint) -> dict[str, object]:
     if conv is None:
         return {}
     given: dict[str, object] = {"kernel_shape": list(conv.kernel), "strides": list(conv.strides)}
-    if conv.auto_pad != "NOTSET":
-        given["auto_pad"] = conv.auto_pad
-    else:
+    if conv.auto_pad == "NOTSET":
         given["pads"] = list(conv.pads)
-    if any(d != 1 for d in conv.dilations):
-        given["dilations"] = list(conv.dilations)
+    else:
+        given["auto_pad"] = conv.auto_pad
     return given

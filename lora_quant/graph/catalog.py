@@ -9,70 +9,89 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from lora_quant.graph.index import GraphIndex
-from lora_quant.graph.linear import NotLinear, recognise
-from lora_quant.graph.module_names import flat_name, module_paths, path_of_node_name
+from lora_quant.graph.linear import NotLinear, is_linear, reason_to_refuse, recognise
+from lora_quant.graph.module_names import module_paths
 from lora_quant.graph.records import LinearNode
+from lora_quant.graph.walk import iter_nested_nodes
 
 
 @dataclass(frozen=True, eq=False)
 class LinearCatalog:
     """Linear nodes in graph order, keyed by their product (output tensor), which is unique.
 
-    `paths` gives each its module paths, best first. `products` is the reverse, with the flat names
-    of prepared models among the keys. `nodes` finds by node name, `refused` by module path, what
-    looks like an attach point and is none.
+    `paths` gives each its module paths, best first; `products` is the reverse. `nodes` finds by
+    node name, or by product where a node has none. `refused` finds by module path what looks like
+    an attach point and is none.
     """
 
     linears: Mapping[str, LinearNode]
     paths: Mapping[str, tuple[str, ...]]
     products: Mapping[str, tuple[str, ...]]
-    flat_names: frozenset[str]
     nodes: Mapping[str, LinearNode | NotLinear]
     refused: Mapping[str, NotLinear]
 
+    def name_of(self, product: str) -> str | None:
+        """The best module path that no other node has, else the best, None without any.
+
+        A node that is named after a level above its module shares that path with others.
+        """
+        paths = self.paths[product]
+        own = (path for path in paths if len(self.products[path]) == 1)
+        return next(own, paths[0] if paths else None)
+
 
 def build_catalog(proto: ModelProto, index: GraphIndex) -> LinearCatalog:
-    """Recognise every linear node of the top-level graph."""
+    """Recognise every linear node, and note those in subgraphs and functions as refused."""
     linears: dict[str, LinearNode] = {}
     paths: dict[str, tuple[str, ...]] = {}
     products: dict[str, list[str]] = defaultdict(list)
-    flat_names: set[str] = set()
-    nodes: dict[str, LinearNode | NotLinear] = {}
+    named: dict[str, LinearNode | NotLinear] = {}
+    unnamed: dict[str, LinearNode | NotLinear] = {}
     refused: dict[str, NotLinear] = {}
     for node in proto.graph.node:
         found = recognise(node, index)
         if found is None:
             continue
-        if node.name:
-            nodes[node.name] = found
+        if node.name in named:
+            named[node.name] = NotLinear(node.name, node.op_type, "several nodes bear this name")
+        elif node.name:
+            named[node.name] = found
+        elif node.output:
+            unnamed[node.output[0]] = found
         if isinstance(found, NotLinear):
-            path = path_of_node_name(node.name)
-            if path:
-                refused[path] = found
+            for path in module_paths(node, found.weight, index):
+                refused.setdefault(path, found)
             continue
         linears[found.product] = found
-        paths[found.product] = module_paths(node, found, index)
+        paths[found.product] = module_paths(node, found.weight, index)
         for path in paths[found.product]:
             products[path].append(found.product)
-        flat = flat_name(node.name)
-        if flat:
-            flat_names.add(flat)
-            products[flat].append(found.product)
+    for node, place in iter_nested_nodes(proto):
+        if is_linear(node) or reason_to_refuse(node):
+            weight = node.input[1] if len(node.input) > 1 else ""
+            nested = NotLinear(node.name, node.op_type, f"it lies inside {place}", weight)
+            if node.name:
+                named.setdefault(node.name, nested)
+            for path in module_paths(node, weight, index):
+                refused.setdefault(path, nested)
     return LinearCatalog(
         linears=linears,
         paths=paths,
         products={path: tuple(found) for path, found in products.items()},
-        flat_names=frozenset(flat_names),
-        nodes=nodes,
+        nodes={**unnamed, **named},
         refused=refused,
     )
 
 
 def attach_map(catalog: LinearCatalog) -> dict[str, list[str]]:
-    """Module path -> node names, for every linear node that has both; what `map` writes."""
+    """Module path -> node names, for every linear node whose module is known.
+
+    A node without a name is listed under the name of its output. Resolving with this mapping gives
+    what resolving without one gives.
+    """
     result: dict[str, list[str]] = defaultdict(list)
     for product, linear in catalog.linears.items():
-        names = catalog.paths[product]
-        if names and linear.node:
-            result[names[0]].append(linear.node)
+        name = catalog.name_of(product)
+        if name is not None:
+            result[name].append(linear.node or product)
     return dict(result)

@@ -37,6 +37,12 @@ def fused_module(module: str) -> str | None:
     return None
 
 
+def are_fused(one: str, other: str) -> bool:
+    """Whether two modules are different parts of what an exporter may have fused."""
+    fused = fused_module(one)
+    return fused is not None and one != other and fused == fused_module(other)
+
+
 def fused_parts(sizes: Mapping[str, int], total: int) -> tuple[ModulePart, ...] | str:
     """Rows of each module of a fused node, or the reason why they cannot be told.
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from lora_quant.graph.model_file import iter_graphs
+from lora_quant.graph.walk import iter_graphs
 
 
 @dataclass(frozen=True, eq=False)
 class GraphIndex:
     """Lookup tables of the top-level graph.
 
-    `consumers` counts every use of a tensor, also from inside subgraphs and as a graph output;
-    `names` holds every tensor and node name anywhere in the model.
+    `positions` gives the place of a tensor's producer among the nodes. `consumers` holds the
+    top-level nodes that read a tensor; `captured` are the tensors that subgraphs read, `outputs`
+    the graph's own. `names` holds every tensor and node name of the graph and its subgraphs;
+    model-local functions have names of their own.
     """
 
     initializers: dict[str, TensorProto]
@@ -26,7 +28,6 @@ class GraphIndex:
     outputs: frozenset[str]
     values: dict[str, ValueInfoProto]
     names: frozenset[str]
-    nested_nodes: dict[str, str]
 
     def sole_consumer(self, tensor: str) -> NodeProto | None:
         """The one top-level node that reads `tensor`, if nothing else does."""
@@ -34,6 +35,10 @@ class GraphIndex:
         if len(users) != 1 or tensor in self.captured or tensor in self.outputs:
             return None
         return users[0]
+
+    def is_shared(self, tensor: str) -> bool:
+        """Whether more than one node reads `tensor`."""
+        return len(self.consumers.get(tensor, [])) > 1 or tensor in self.captured
 
     def constant(self, tensor: str) -> TensorProto | None:
         """The initializer, or value of the Constant node, behind a tensor name."""
@@ -43,7 +48,8 @@ class GraphIndex:
         if node is not None and node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-                    return attribute.t
+                    value: TensorProto = attribute.t
+                    return value
         return None
 
 
@@ -56,7 +62,6 @@ def build_index(proto: ModelProto) -> GraphIndex:
     names: set[str] = set()
     for position, node in enumerate(graph.node):
         names.add(node.name)
-        names.update(node.input)
         for tensor in node.output:
             producers[tensor] = node
             positions[tensor] = position
@@ -64,26 +69,18 @@ def build_index(proto: ModelProto) -> GraphIndex:
         for tensor in set(node.input):
             consumers[tensor].append(node)
     captured: set[str] = set()
-    nested_nodes: dict[str, str] = {}
     for subgraph in iter_graphs(graph):
-        names.update(t.name for t in subgraph.initializer)
-        names.update(v.name for v in subgraph.input)
-        names.update(v.name for v in subgraph.output)
-        if subgraph is graph:
-            continue
-        for node in subgraph.node:
-            captured.update(node.input)
-            names.add(node.name)
-            names.update(node.input)
-            names.update(node.output)
-            nested_nodes[node.name] = node.op_type
-        captured.update(v.name for v in subgraph.output)
-    values = {v.name: v for v in graph.value_info}
-    values.update((v.name, v) for v in graph.input)
-    values.update((v.name, v) for v in graph.output)
-    names.update(values)
+        names.update(tensor.name for tensor in subgraph.initializer)
+        names.update(sparse.values.name for sparse in subgraph.sparse_initializer)
+        names.update(v.name for v in (*subgraph.input, *subgraph.output, *subgraph.value_info))
+        if subgraph is not graph:
+            captured.update(v.name for v in subgraph.output)
+            for node in subgraph.node:
+                captured.update(node.input)
+                names.update((node.name, *node.input, *node.output))
+    values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
     return GraphIndex(
-        initializers={t.name: t for t in graph.initializer},
+        initializers={tensor.name: tensor for tensor in graph.initializer},
         producers=producers,
         positions=positions,
         consumers=dict(consumers),
@@ -91,5 +88,4 @@ def build_index(proto: ModelProto) -> GraphIndex:
         outputs=frozenset(v.name for v in graph.output),
         values=values,
         names=frozenset(names - {""}),
-        nested_nodes=nested_nodes,
     )

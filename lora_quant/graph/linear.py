@@ -2,7 +2,7 @@
 
     MatMul(x, W [in, out])                     last axis
     Gemm(x, W), transA, transB, alpha, beta    two-dimensional
-    Conv(x, W [out, in / group, *kernel])      axis 1
+    Conv(x, W [out, in, *kernel])              axis 1, neither grouped nor dilated
 
 W may pass through Transpose, Identity or Cast on its way from the initializer.
 """
@@ -17,22 +17,44 @@ from onnx import NodeProto, TensorProto, helper
 from lora_quant.graph.index import GraphIndex
 from lora_quant.graph.records import ConvGeometry, Form, LinearNode
 
-FLOAT_TYPES = {
+FLOAT_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
 }
-QUANTIZED_OPS = frozenset({"MatMulNBits", "QLinearMatMul", "QGemm", "QLinearConv", "MatMulInteger"})
-LINEAR_OPS = frozenset({"MatMul", "Gemm", "Conv"})
+_QUANTIZED = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulBnb4",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+_REFUSED = {
+    "ConvTranspose": "a transposed convolution has no LoRA branch form",
+    "FusedConv": "ONNX Runtime fused it with what follows (FusedConv)",
+    "FusedGemm": "ONNX Runtime fused it with what follows (FusedGemm)",
+    "FusedMatMul": "ONNX Runtime fused it with its neighbours (FusedMatMul)",
+}
+_LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 
 
 @dataclass(frozen=True)
 class NotLinear:
-    """Why a node that looks like an attach point is none."""
+    """Why a node that looks like an attach point is none.
+
+    `weight` is the tensor whose name may tell the module, "" if there is none.
+    """
 
     node: str
     op: str
     reason: str
+    weight: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,15 +65,26 @@ class _Weight:
     transposed: bool
 
 
+@dataclass(frozen=True)
+class _NoWeight:
+    reason: str
+    tensor: str
+
+
 def recognise(node: NodeProto, index: GraphIndex) -> LinearNode | NotLinear | None:
-    """The linear that `node` computes, the reason why it is none, or None for any other operator."""
-    if node.op_type in QUANTIZED_OPS:
-        return NotLinear(node.name, node.op_type, f"its weight is quantized ({node.op_type})")
-    if node.op_type not in LINEAR_OPS or node.domain not in ("", "ai.onnx"):
+    """The linear that `node` computes, why it is none, or None for any other operator."""
+    refused = reason_to_refuse(node)
+    if refused is not None:
+        weight_name = node.input[1] if len(node.input) > 1 else ""
+        return NotLinear(node.name, node.op_type, refused, weight_name)
+    if not is_linear(node):
         return None
     weight = _weight(node.input[1], index)
-    if isinstance(weight, str):
-        return NotLinear(node.name, node.op_type, weight)
+    if isinstance(weight, _NoWeight):
+        reason = weight.reason
+        if node.op_type == "MatMul" and index.constant(node.input[0]) is not None:
+            reason = "its weight is the first input (W x); expected the second (x W)"
+        return NotLinear(node.name, node.op_type, reason, weight.tensor)
     if node.op_type == "MatMul":
         return _matmul(node, weight)
     if node.op_type == "Gemm":
@@ -59,56 +92,81 @@ def recognise(node: NodeProto, index: GraphIndex) -> LinearNode | NotLinear | No
     return _conv(node, weight)
 
 
-def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes of a node as Python values."""
+def is_linear(node: NodeProto) -> bool:
+    """Whether the operator computes W x if its weight is constant."""
+    return node.op_type in _LINEAR and node.domain in ("", "ai.onnx")
+
+
+def reason_to_refuse(node: NodeProto) -> str | None:
+    """Why an operator that computes W x in some form takes no branch, whatever its weight."""
+    if node.op_type in _QUANTIZED:
+        return f"its weight is quantized ({node.op_type})"
+    return _REFUSED.get(node.op_type)
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _weight(tensor: str, index: GraphIndex) -> _Weight | str:
+def _weight(tensor: str, index: GraphIndex) -> _Weight | _NoWeight:
     """The constant behind a weight input, or the reason why there is none."""
     transposed = False
-    seen = set()
     dtype: int | None = None
-    while tensor not in seen:
-        seen.add(tensor)
+    while True:
         constant = index.constant(tensor)
         if constant is not None:
-            element = dtype if dtype is not None else constant.data_type
-            if element not in FLOAT_TYPES:
-                name = TensorProto.DataType.Name(element).lower()
-                return f"its weight is of type {name}, expected float32, float16 or bfloat16"
-            shape = tuple(constant.dims)
-            return _Weight(
-                initializer=tensor,
-                shape=tuple(reversed(shape)) if transposed else shape,
-                dtype=FLOAT_TYPES[element],
-                transposed=transposed,
-            )
+            return _constant_weight(tensor, constant, dtype, transposed)
         node = index.producers.get(tensor)
         if node is None:
-            return "its weight is a graph input"
+            return _NoWeight("its weight is a graph input", tensor)
         if node.op_type == "Transpose":
-            permutation = attributes(node).get("perm")
+            permutation = _attributes(node).get("perm")
             if permutation is not None and list(permutation) != [1, 0]:
-                return f"its weight passes through a Transpose with perm {list(permutation)}"
+                reason = f"its weight passes through a Transpose with perm {list(permutation)}"
+                return _NoWeight(reason, node.input[0])
             transposed = not transposed
         elif node.op_type == "Cast":
-            dtype = dtype if dtype is not None else int(attributes(node)["to"])
+            dtype = dtype if dtype is not None else int(_attributes(node)["to"])
         elif node.op_type == "DequantizeLinear":
-            return "its weight is quantized (DequantizeLinear)"
+            return _NoWeight("its weight is quantized (DequantizeLinear)", node.input[0])
         elif node.op_type != "Identity":
-            return f"its weight is computed by {node.op_type}, not constant"
+            return _NoWeight(f"its weight is computed by {node.op_type}, not constant", tensor)
         tensor = node.input[0]
-    return "its weight is defined by a cycle"
+
+
+def _constant_weight(
+    tensor: str, constant: TensorProto, dtype: int | None, transposed: bool
+) -> _Weight | _NoWeight:
+    element = dtype if dtype is not None else constant.data_type
+    if element not in FLOAT_TYPES:
+        known = element in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(element).lower() if known else str(element)
+        return _NoWeight(
+            f"its weight is of type {name}, expected float32, float16 or bfloat16", tensor
+        )
+    shape = tuple(constant.dims)
+    if 0 in shape:
+        return _NoWeight(f"its weight is empty, of shape {list(shape)}", tensor)
+    return _Weight(
+        initializer=tensor,
+        shape=tuple(reversed(shape)) if transposed else shape,
+        dtype=FLOAT_TYPES[element],
+        transposed=transposed,
+    )
+
+
+def _wrong_shape(node: NodeProto, weight: _Weight, expected: str) -> NotLinear:
+    return NotLinear(
+        node.name,
+        node.op_type,
+        f"its weight has shape {list(weight.shape)}, expected {expected}",
+        weight.initializer,
+    )
 
 
 def _matmul(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
     if len(weight.shape) != 2:
-        return NotLinear(
-            node.name,
-            node.op_type,
-            f"its weight has shape {list(weight.shape)}, expected [in, out]",
-        )
+        return _wrong_shape(node, weight, "[in, out]")
     return LinearNode(
         node=node.name,
         op=node.op_type,
@@ -125,10 +183,8 @@ def _matmul(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
 
 def _gemm(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
     if len(weight.shape) != 2:
-        return NotLinear(
-            node.name, node.op_type, f"its weight has shape {list(weight.shape)}, expected two axes"
-        )
-    given = attributes(node)
+        return _wrong_shape(node, weight, "two axes")
+    given = _attributes(node)
     is_out_in = bool(given.get("transB", 0))
     first, second = weight.shape
     return LinearNode(
@@ -149,15 +205,20 @@ def _gemm(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
 
 def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
     if len(weight.shape) < 3 or weight.transposed:
-        return NotLinear(
-            node.name,
-            node.op_type,
-            f"its weight has shape {list(weight.shape)}, expected [out, in, *kernel]",
-        )
-    given = attributes(node)
+        return _wrong_shape(node, weight, "[out, in, *kernel] as it is stored")
+    given = _attributes(node)
     kernel = weight.shape[2:]
     ones = (1,) * len(kernel)
     group = int(given.get("group", 1))
+    dilations = tuple(given.get("dilations", ones))
+    reason = None
+    if group != 1:
+        reason = f"it is a grouped convolution ({group} groups)"
+    elif dilations != ones:
+        # PEFT's own lora_A convolution is not dilated: its forward pass fails on such a module.
+        reason = f"it is a dilated convolution (dilations {list(dilations)})"
+    if reason is not None:
+        return NotLinear(node.name, node.op_type, reason, weight.initializer)
     return LinearNode(
         node=node.name,
         op=node.op_type,
@@ -165,7 +226,7 @@ def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
         x=node.input[0],
         weight=weight.initializer,
         product=node.output[0],
-        in_features=weight.shape[1] * group,
+        in_features=weight.shape[1],
         out_features=weight.shape[0],
         dtype=weight.dtype,
         weight_is_in_out=False,
@@ -173,8 +234,6 @@ def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
             kernel=kernel,
             strides=tuple(given.get("strides", ones)),
             pads=tuple(given.get("pads", (0,) * (2 * len(kernel)))),
-            dilations=tuple(given.get("dilations", ones)),
-            auto_pad=given.get("auto_pad", b"NOTSET").decode(),
-            group=group,
+            auto_pad=given.get("auto_pad", b"NOTSET").decode(errors="replace"),
         ),
     )

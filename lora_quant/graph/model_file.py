@@ -1,33 +1,24 @@
-"""Loading a graph without its weights, and saving it again.
+"""Loading a graph without its weights, and turning it into bytes again.
 
 External data is never read: tensors keep their `external_data` entries, which are checked against
-the data files' sizes and must stay inside the model's own folder (ONNX and ONNX Runtime refuse
-links, absolute paths and `..`, so a graph that needs them could not be loaded later either).
+the data files' sizes; see lora_quant.graph.external_data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import ModelProto
 
 from lora_quant.errors import GraphError, InputMissingError, Where
+from lora_quant.graph.external_data import DataFile, check_tensors
+from lora_quant.graph.structure import check_structure
 
 MINIMUM_OPSET = 7  # Mul and Add broadcast from here on
 MINIMUM_IR = 4  # before, every initializer had to be a graph input as well
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One external data file: its location as the graph spells it, and where it lies."""
-
-    location: str
-    path: Path
-    size: int
+PROTOBUF_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,31 +42,33 @@ def load_model(path: Path) -> ModelFile:
     or if its external data is missing, too short or outside the model's folder.
     """
     where = Where(file=path)
-    if not path.is_file():
-        raise InputMissingError(
-            "the ONNX graph does not exist" if not path.exists() else "the ONNX graph is no file",
-            where=where,
-            hint="check `model_name` in the configuration; relative paths start at its folder",
-        )
+    data = _read(path, where)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
+        proto = ModelProto.FromString(data)
+    except DecodeError as error:
         raise GraphError(
             f"this is not a readable ONNX file: {error}",
             where=where,
             hint="a truncated download, or a text or external-data file under an .onnx name",
         ) from error
-    except OSError as error:
-        raise InputMissingError(
-            f"the ONNX graph cannot be read: {error.strerror}", where=where
-        ) from error
+    size = len(data)
+    del data
     _check_versions(proto, where)
-    return ModelFile(path, proto, _data_files(proto, path))
+    check_structure(proto, where)
+    return ModelFile(path, proto, check_tensors(proto, path, size))
 
 
-def serialize(proto: ModelProto) -> bytes:
-    """The bytes of an `.onnx` file; the same graph gives the same bytes."""
-    data: bytes = proto.SerializeToString(deterministic=True)
+def serialize(proto: ModelProto, where: Where) -> bytes:
+    """The bytes of an `.onnx` file; the same graph gives the same bytes.
+
+    Raises GraphError above protobuf's limit of 2 GiB.
+    """
+    try:
+        data: bytes = proto.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise _too_large("the graph with its branches would be larger", where) from error
+    if len(data) > PROTOBUF_LIMIT:
+        raise _too_large(f"the graph with its branches would take {len(data)} bytes, more", where)
     return data
 
 
@@ -84,23 +77,37 @@ def default_opset(proto: ModelProto) -> int:
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and every subgraph nested in the attributes of its nodes."""
-    pending = [graph]
-    while pending:
-        current = pending.pop()
-        yield current
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.GRAPH:
-                    pending.append(attribute.g)
-                elif attribute.type == AttributeProto.GRAPHS:
-                    pending.extend(attribute.graphs)
+def _read(path: Path, where: Where) -> bytes:
+    try:
+        if path.stat().st_size > PROTOBUF_LIMIT:
+            raise _too_large("this is no ONNX graph: it is larger", where)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        message = f"the ONNX graph cannot be read: {getattr(error, 'strerror', None) or error}"
+        if isinstance(error, (FileNotFoundError, ValueError)):
+            message = "the ONNX graph does not exist"
+        raise InputMissingError(
+            message,
+            where=where,
+            hint="check `model_name` in the configuration; relative paths start at its folder",
+        ) from error
+
+
+def _too_large(what: str, where: Where) -> GraphError:
+    return GraphError(
+        f"{what} than the 2 GiB that an ONNX file can hold",
+        where=where,
+        hint="save the base graph with external data, and name the graph, not the data file",
+    )
 
 
 def _check_versions(proto: ModelProto, where: Where) -> None:
     if not proto.graph.node:
-        raise GraphError("the ONNX file holds no graph", where=where)
+        raise GraphError(
+            "the ONNX file holds no graph",
+            where=where,
+            hint="is it empty, or another kind of file under an .onnx name?",
+        )
     opset = default_opset(proto)
     if opset < MINIMUM_OPSET or proto.ir_version < MINIMUM_IR:
         raise GraphError(
@@ -109,82 +116,4 @@ def _check_versions(proto: ModelProto, where: Where) -> None:
             where=where,
             hint="export the model again with a current exporter, or convert it with "
             "onnx.version_converter",
-        )
-
-
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that may have external data: initializers and tensors in attributes."""
-    for graph in iter_graphs(proto.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR:
-                    yield attribute.t
-                elif attribute.type == AttributeProto.TENSORS:
-                    yield from attribute.tensors
-
-
-def _data_files(proto: ModelProto, model: Path) -> tuple[DataFile, ...]:
-    folder = model.parent
-    found: dict[str, DataFile] = {}
-    for tensor in _tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        where = Where(file=model, tensor=tensor.name)
-        location = entries.get("location", "")
-        data = found.get(location)
-        if data is None:
-            data = found[location] = _locate(location, folder, where)
-        _check_range(entries, data, where)
-    return tuple(sorted(found.values(), key=lambda d: d.location))
-
-
-def _locate(location: str, folder: Path, where: Where) -> DataFile:
-    posix = PurePosixPath(location)
-    if (
-        not location
-        or posix.is_absolute()
-        or PureWindowsPath(location).is_absolute()
-        or ".." in posix.parts
-        or ".." in PureWindowsPath(location).parts
-    ):
-        raise GraphError(
-            f"external data at {location!r} is not inside the model's own folder",
-            where=where,
-            hint="save the model again with its data file beside it",
-        )
-    path = folder / location
-    if not path.is_file():
-        raise InputMissingError(
-            f"the external data file {location!r} of the graph does not exist",
-            where=Where(file=path, tensor=where.tensor),
-            hint="copy the data file into the graph's folder; both belong together",
-        )
-    if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
-        raise GraphError(
-            f"external data at {location!r} is a symbolic link",
-            where=where,
-            hint="ONNX Runtime refuses links to data: put the file itself into the model's folder",
-        )
-    return DataFile(location, path, path.stat().st_size)
-
-
-def _check_range(entries: dict[str, str], data: DataFile, where: Where) -> None:
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", "0"))
-    except ValueError as error:
-        raise GraphError(
-            "external data has no whole-number offset or length", where=where
-        ) from error
-    if offset < 0 or length < 0 or offset + length > data.size:
-        raise GraphError(
-            f"the tensor wants bytes {offset} to {offset + length} of {data.location!r}, which has "
-            f"{data.size} bytes",
-            where=where,
-            hint="the data file is truncated or belongs to another graph",
         )

@@ -15,12 +15,12 @@ import re
 from onnx import NodeProto
 
 from lora_quant.graph.index import GraphIndex
-from lora_quant.graph.records import LinearNode
+from lora_quant.graph.name_table import flat_name, same_module
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
-_WEIGHT_SUFFIX = re.compile(r"(?:\.MatMul)?\.weight(?:_fp16|_transposed)?$")
-_OPERATOR_SUFFIX = re.compile(r"_(?:Conv|MatMul|Gemm|conv|matmul|gemm)(?:_\d+)?$")
+# Exporters and quantizers append _fp16, _transposed, _quantized, _Q4 and more.
+_WEIGHT_SUFFIX = re.compile(r"(?:\.MatMul)?\.weight(?:_\w+)?$")
 
 
 def path_of_node_name(name: str) -> str | None:
@@ -32,35 +32,36 @@ def path_of_node_name(name: str) -> str | None:
     parts = name.split("/")[1:-1]
     kept = [
         part
-        for part, following in zip(parts, [*parts[1:], ""], strict=True)
+        for part, following in zip(parts, [*parts[1:], ""], strict=False)
         if part and not ("." in following and part in following)
     ]
     return ".".join(kept) or None
 
 
-def module_paths(node: NodeProto, linear: LinearNode, index: GraphIndex) -> tuple[str, ...]:
-    """Every spelling of the module path that the graph offers for this node, best first."""
-    found = [
-        _from_scopes(node),
-        path_of_node_name(node.name),
-        _from_weight_name(linear.weight),
-        _from_folded(linear.weight, index),
-    ]
-    return tuple(dict.fromkeys(path for path in found if path))
+def module_paths(node: NodeProto, weight: str, index: GraphIndex) -> tuple[str, ...]:
+    """Every spelling of the module path that the graph offers for this node, best first.
+
+    The name of a weight that several nodes share (tied embeddings) tells only one of them: it does
+    not count for a node whose own name says something else.
+    """
+    own = [p for p in (_from_scopes(node), path_of_node_name(node.name)) if p]
+    if not own and "/" not in node.name:
+        own = [p for p in (flat_name(node.name),) if p]
+    stored = [p for p in (_from_weight_name(weight), _from_folded(weight, index)) if p]
+    if own and index.is_shared(weight):
+        stored = [p for p in stored if any(_agree(one, p) for one in own)]
+    return tuple(dict.fromkeys([*own, *stored]))
 
 
-def flat_name(node_name: str) -> str | None:
-    """The underscore-joined module path in the node name of a prepared model, if it is one."""
-    if "/" in node_name or not _OPERATOR_SUFFIX.search(node_name):
-        return None
-    return _OPERATOR_SUFFIX.sub("", node_name)
+def _agree(own: str, stored: str) -> bool:
+    return stored.startswith(f"{own}.") or same_module(own, stored)
 
 
 def _metadata_list(text: str) -> list[str]:
     """A list that an exporter stored as its Python repr; empty if it is something else."""
     try:
         value = ast.literal_eval(text) if len(text) < 100_000 else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return []
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
@@ -74,7 +75,8 @@ def _from_scopes(node: NodeProto) -> str | None:
 
 
 def _from_weight_name(weight: str) -> str | None:
-    return _WEIGHT_SUFFIX.sub("", weight) if _WEIGHT_SUFFIX.search(weight) else None
+    path = _WEIGHT_SUFFIX.sub("", weight)
+    return path if path and path != weight else None
 
 
 def _from_folded(weight: str, index: GraphIndex) -> str | None:

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Form(Enum):
-    """How a branch computes: on the last axis (MatMul) or on axis 1 of `[N, C, *spatial]` (Conv)."""
+    """How a branch computes: on the last axis (MatMul) or axis 1 of `[N, C, *spatial]` (Conv)."""
 
     MATMUL = "matmul"
     CONV = "conv"
@@ -15,14 +15,15 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """Spatial attributes of a convolution; the branch's A takes them over, B is 1 x 1."""
+    """Spatial attributes of a convolution; the branch's A takes them over, B is 1 x 1.
+
+    Grouped and dilated convolutions take no branch, so there is nothing to say about them here.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
-    dilations: tuple[int, ...]
     auto_pad: str = "NOTSET"
-    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class LinearNode:
     """A node that computes W x with a constant W of shape `[out, in]` (times `gain` for Gemm).
 
     `weight` is the initializer that stores W; `weight_is_in_out` tells its storage order.
-    `input_transposed` is Gemm's transA: x arrives as `[in, rows]`.
+    `input_transposed` is Gemm's transA: x arrives as `[in, rows]`. `node` is "" if the node has no
+    name; `product`, its output, always tells it.
     """
 
     node: str
@@ -105,12 +107,14 @@ class Branch:
 class ScaleRecord:
     """How the strength reaches the branches: alpha input, E `[slots, R]`, s and its re-layouts.
 
-    With the `rank` layout the alpha input is s itself and `expansion` is None.
+    With the `rank` layout the alpha input is s itself and `expansion` is None. `shapes` are the
+    int64 initializers that the re-layouts read.
     """
 
     alpha: TensorRecord
     expansion: TensorRecord | None
     scales: tuple[str, ...]
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ convolutions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -72,7 +72,7 @@ class ScaleBuilder:
         if dtype != "float32":
             source = self.tensor("float32", form, parts, spatial_axes)
             made = self._add("Cast", [source], f"Cast_{_suffix(key)}", to=_ELEMENT[dtype])
-        elif axes != self._base_axes or (axes == 0) != (self._base_axes == 0):
+        elif axes != self._base_axes:
             source = self._tiled(parts)
             shape = self._shape_constant(_layout(parts * self._max_rank, axes))
             made = self._add("Reshape", [source, shape], f"Reshape_{_suffix(key)}")
@@ -81,7 +81,7 @@ class ScaleBuilder:
         self._made[key] = made
         return made
 
-    def finish(self, proto: ModelProto, zeros: ZeroWeights) -> ScaleRecord:
+    def apply(self, proto: ModelProto, zeros: ZeroWeights) -> ScaleRecord:
         """Add the graph input, E and shape constants to the graph; call after the last tensor()."""
         element = _ELEMENT[self.alpha.dtype]
         proto.graph.input.append(
@@ -91,7 +91,9 @@ class ScaleBuilder:
             proto.graph.initializer.append(zeros.tensor(self.expansion))
         proto.graph.initializer.extend(self._shapes.values())
         scales = tuple(n for n in self._made.values() if n != self._alpha_name)
-        return ScaleRecord(self.alpha, self.expansion, tuple(dict.fromkeys(scales)))
+        return ScaleRecord(
+            self.alpha, self.expansion, tuple(dict.fromkeys(scales)), tuple(self._shapes)
+        )
 
     def _tiled(self, parts: int) -> str:
         key = ("float32", parts, self._base_axes)
@@ -110,7 +112,7 @@ class ScaleBuilder:
             self._shapes[name] = numpy_helper.from_array(np.array(shape, dtype=np.int64), name)
         return name
 
-    def _add(self, op: str, inputs: list[str], leaf: str, **attributes: object) -> str:
+    def _add(self, op: str, inputs: list[str], leaf: str, **attributes: Any) -> str:
         name = self._claim(f"/{self._alpha_name}/{leaf}")
         output = self._claim(f"{name}_output_0")
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
@@ -122,5 +124,7 @@ def _layout(size: int, spatial_axes: int) -> tuple[int, ...]:
 
 
 def _suffix(key: tuple[str, int, int]) -> str:
+    """What sets a form of s apart from the plain one: `float16`, `3x` tiled, `2d` spatial axes."""
     dtype, parts, axes = key
-    return f"{dtype}_{parts}part" + (f"_{axes}d" if axes else "")
+    kinds = {dtype: dtype != "float32", f"{parts}x": parts > 1, f"{axes}d": axes > 0}
+    return "_".join(kind for kind, told in kinds.items() if told)

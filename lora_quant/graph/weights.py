@@ -49,7 +49,7 @@ def place_zeros(graph: GraphProto, names: Iterable[str], location: str) -> None:
     wanted = frozenset(names)
     for tensor in graph.initializer:
         if tensor.name in wanted and tensor.data_location == TensorProto.EXTERNAL:
-            kept = [entry for entry in tensor.external_data if entry.key != "location"]
+            entries = {entry.key: entry.value for entry in tensor.external_data}
             del tensor.external_data[:]
-            tensor.external_data.add(key="location", value=location)
-            tensor.external_data.extend(kept)
+            for key, value in {**entries, "location": location}.items():
+                tensor.external_data.add(key=key, value=value)

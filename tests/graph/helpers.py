@@ -1,0 +1,180 @@
+"""What the tests of the graph room share: resolving, branching, undoing, printing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, helper, numpy_helper
+
+from lora_quant.graph.attach import ModuleRequest, Resolution, Resolver
+from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.branches import AlphaLayout, add_branches
+from lora_quant.graph.records import AttachPoint, BranchedGraph
+from tests.builders import save
+
+Array = NDArray[Any]
+GOLDENS = Path(__file__).parent / "goldens"
+ADAPTER = "tone"
+
+
+def opened(model: ModelProto, folder: Path, *, external: bool = False) -> BaseGraph:
+    return open_base(save(model, folder / "base.onnx", external=external))
+
+
+def request(
+    module: str,
+    in_features: int = 8,
+    out_features: int = 8,
+    kernel: tuple[int, ...] = (),
+    adapter: str = ADAPTER,
+) -> ModuleRequest:
+    return ModuleRequest(module, in_features, out_features, kernel, adapter)
+
+
+def resolver(base: BaseGraph, mapping: Mapping[str, list[str]] | None = None) -> Resolver:
+    return Resolver(
+        base.catalog,
+        base.index,
+        graph_file=base.path,
+        mapping=mapping,
+        mapping_file=None if mapping is None else Path("attach_points.json"),
+    )
+
+
+def resolve(
+    base: BaseGraph,
+    requests: Sequence[ModuleRequest],
+    mapping: Mapping[str, list[str]] | None = None,
+) -> Resolution:
+    return resolver(base, mapping).resolve(requests)
+
+
+def node_of(
+    base: BaseGraph, wanted: ModuleRequest, mapping: Mapping[str, list[str]] | None = None
+) -> str:
+    """The node (or product) that one request resolves to."""
+    linear = resolve(base, [wanted], mapping).points[0].linear
+    return linear.node or linear.product
+
+
+def all_points(base: BaseGraph) -> tuple[AttachPoint, ...]:
+    """Every linear node of the graph as an attach point, under its own name."""
+    requests = [
+        request(
+            base.catalog.name_of(product) or "",
+            linear.in_features,
+            linear.out_features,
+            linear.conv.kernel if linear.conv else (),
+        )
+        for product, linear in base.catalog.linears.items()
+    ]
+    return resolve(base, requests).points
+
+
+def branch(
+    base: BaseGraph,
+    points: Sequence[AttachPoint],
+    *,
+    max_rank: int = 4,
+    slot_count: int = 2,
+    alpha_layout: AlphaLayout = "slot",
+) -> BranchedGraph:
+    return add_branches(
+        base,
+        points,
+        max_rank=max_rank,
+        slot_count=slot_count,
+        alpha_name="lora_alpha",
+        alpha_layout=alpha_layout,
+    )
+
+
+def undone(model: ModelProto, branched: BranchedGraph) -> ModelProto:
+    """What is left of a branched model when all that the records name is taken out of it."""
+    model = copy.deepcopy(model)
+    graph = model.graph
+    scale = branched.scale
+    renamed = {b.h: b.y for b in branched.branches}
+    values = {name for b in branched.branches for name in (b.a, b.m, b.l, *b.relayouts)}
+    stored = {w.name for b in branched.branches for w in (b.a_weight, b.b_weight)}
+    stored.update(scale.shapes)
+    if scale.expansion is not None:
+        stored.add(scale.expansion.name)
+    _drop(graph.node, lambda n: n.output[0] in values | set(scale.scales) or _is_add(n, renamed))
+    _drop(graph.initializer, lambda t: t.name in stored)
+    _drop(graph.input, lambda v: v.name == scale.alpha.name)
+    _drop(graph.value_info, lambda v: v.name in values | set(renamed))
+    _drop(graph.quantization_annotation, lambda a: a.tensor_name in renamed)
+    for node in graph.node:
+        for position, name in enumerate(node.output):
+            node.output[position] = renamed.get(name, name)
+    return model
+
+
+def _is_add(node: Any, renamed: Mapping[str, str]) -> bool:
+    return bool(node.op_type == "Add" and renamed.get(node.input[0]) == node.output[0])
+
+
+def _drop(entries: Any, is_added: Any) -> None:
+    for position in reversed(range(len(entries))):
+        if is_added(entries[position]):
+            del entries[position]
+
+
+def printed(graph: GraphProto) -> str:
+    """One line per input, initializer, node and output; attributes in order of their names."""
+    lines = [f"input {v.name}: {_type(v)}" for v in graph.input]
+    lines += [f"weight {t.name}: {_tensor(t)}" for t in graph.initializer]
+    for node in graph.node:
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        shown = "".join(f" {name}={given[name]}" for name in sorted(given))
+        lines.append(
+            f"{node.name}: {node.op_type}({', '.join(node.input)}) -> "
+            f"{', '.join(node.output)}{shown}"
+        )
+    lines += [f"value {v.name}: {_type(v)}" for v in graph.value_info]
+    lines += [f"output {v.name}: {_type(v)}" for v in graph.output]
+    return "\n".join(lines) + "\n"
+
+
+def _type(value: Any) -> str:
+    tensor = value.type.tensor_type
+    sizes = [d.dim_param or str(d.dim_value) for d in tensor.shape.dim]
+    return f"{helper.tensor_dtype_to_np_dtype(tensor.elem_type).name}[{', '.join(sizes)}]"
+
+
+def _tensor(tensor: Any) -> str:
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+    return f"{dtype}[{', '.join(map(str, tensor.dims))}]"
+
+
+def put(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
+    """A copy of `model` with initializers replaced."""
+    model = copy.deepcopy(model)
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            new = numpy_helper.from_array(values[tensor.name], tensor.name)
+            assert list(new.dims) == list(tensor.dims)
+            assert new.data_type == tensor.data_type
+            tensor.CopyFrom(new)
+    return model
+
+
+def run(
+    model: ModelProto | Path, feeds: Mapping[str, Array], *, optimized: bool = True
+) -> list[Array]:
+    """Outputs in ONNX Runtime on the CPU, in one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(None, dict(feeds))
+    return outputs
