@@ -16,7 +16,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Fields whose option is shorter than the field's name, which says it in the plural.
-_OPTION_NAMES = {"targets": "target", "check_stages": "check-stages"}
+_OPTION_NAMES = {"targets": "target"}
 
 
 def options_of(dataclass: type[Any]) -> Callable[[F], F]:
@@ -30,9 +30,7 @@ def options_of(dataclass: type[Any]) -> Callable[[F], F]:
             declared = f"--{name}"
             if settings.get("is_flag"):
                 declared = f"--{name}/--no-{name}" if field.default else declared
-            option = click.option(
-                declared, field.name, help=field.metadata["help"], show_default=True, **settings
-            )
+            option = click.option(declared, field.name, help=field.metadata["help"], **settings)
             function = option(function)
         return function
 
@@ -43,11 +41,12 @@ def _settings(hint: Any, default: Any) -> dict[str, Any]:
     """Click's description of a type: bool, int, str, Literal, an optional one, tuple of str."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = next(part for part in get_args(hint) if part is not type(None))
-        return {**_settings(inner, None), "default": None, "show_default": False}
+        return {**_settings(inner, None), "show_default": False}
+    settings = {"default": default, "show_default": True}
     if get_origin(hint) is Literal:
-        return {"type": click.Choice(list(get_args(hint))), "default": default}
+        return {**settings, "type": click.Choice(list(get_args(hint)))}
     if get_origin(hint) is tuple:
-        return {"multiple": True, "default": default}
+        return {**settings, "multiple": True}
     if hint is bool:
-        return {"is_flag": True, "default": default}
-    return {"type": hint, "default": default}
+        return {**settings, "is_flag": True}
+    return {**settings, "type": hint}

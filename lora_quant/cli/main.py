@@ -6,10 +6,13 @@ Exit codes: 0 fine, 1 findings or refused input, 2 wrong usage, 3 a defect of lo
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import click
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing but KeyboardInterrupt is hidden."""
-    _interrupt_on_terminate()
     try:
-        code = cli.main(args=arguments, prog_name="lora-quant", standalone_mode=False)
+        with _interrupt_once():
+            code = cli.main(args=arguments, prog_name="lora-quant", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
@@ -67,7 +70,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo("interrupted: nothing was left behind", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away: there is nobody to tell
+        # The reader of our output went away. Python would complain when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except Exception:
         traceback.print_exc()
@@ -80,13 +84,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else FINE
 
 
-def _interrupt_on_terminate() -> None:
-    """Let a termination request unwind like Ctrl-C, so that partial output is removed."""
+@contextmanager
+def _interrupt_once() -> Iterator[None]:
+    """Let a termination request unwind like Ctrl-C, so that partial output is removed.
+
+    A second request does not disturb the removal. The handlers of a program that calls `run` come
+    back afterwards; outside of the main thread it keeps them.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        return  # not in the main thread: the embedding program decides
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,9 +23,14 @@ _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "c
 _MOST_FINDINGS = 20
 
 
+def new_console(*, stderr: bool = False) -> Console:
+    """A console that shows text as it is: `file.yaml:100:2` holds no emoji code."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
+
+
 def show_error(error: LoraQuantError) -> None:
     """An error on standard error: what, where, what to do."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = new_console(stderr=True)
     console.print(f"[bold red]error {error.code}:[/] {escape(error.message)}")
     if error.where:
         console.print(f"  [dim]where:[/] {escape(str(error.where))}")
@@ -68,7 +74,7 @@ def show_report(
             "details": details or {},
         }
     )
-    Console(soft_wrap=True, highlight=False, markup=False).print(report.dump(), end="")
+    click.echo(report.dump(), nl=False)
 
 
 def show_build(result: BuildResult, *, as_json: bool) -> None:
@@ -83,7 +89,7 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
             details={"pack": (result.output / "pack.json").as_posix()},
         )
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = new_console()
     show_findings(console, result.findings)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("use case", "adapters", "ranks", "weights"):
@@ -97,9 +103,8 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
     for use_case in manifest.use_cases:
         mix = " + ".join(f"{s.alpha:g} {s.adapter}" for s in use_case.slots) or "base"
         ranks = " ".join(f"[{s.start}, {s.start + s.rank})" for s in use_case.slots)
-        table.add_row(
-            escape(use_case.name), escape(mix), escape(ranks), _size(sizes[use_case.name])
-        )
+        size = _size(sizes[use_case.name]) if use_case.name in sizes else "-"
+        table.add_row(escape(use_case.name), escape(mix), escape(ranks), size)
     console.print(table)
     alpha = manifest.alpha
     input_text = f"{alpha.tensor} {list(alpha.shape)}" if alpha else "none"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_quant.cli.render import show_report
+from lora_quant.cli.render import new_console, show_report
 from lora_quant.runtime.verify import Verification
 
 
@@ -22,7 +21,7 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
         }
         show_report("verify", (), ok=result.ok, details=details)
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = new_console()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("use case", "output"):
         table.add_column(column)

@@ -25,7 +25,7 @@ from lora_quant.cli.outcome import FINE, REFUSED
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    help="Largest error, relative to what the adapters change at the output. Default 1e-3.",
+    help="Largest error, relative to what the adapters change at the output. Default 1e-4.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report.")
 def verify_command(

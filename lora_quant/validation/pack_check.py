@@ -1,0 +1,98 @@
+"""A whole pack against its manifest: files, weights, graph, encodings, lists and configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lora_quant.config.manifest import MANIFEST_FILE
+from lora_quant.config.manifest_records import TargetRecord
+from lora_quant.findings import Finding
+from lora_quant.validation.document_check import check_document
+from lora_quant.validation.kinds import Kind
+from lora_quant.validation.pack_files import check_files
+from lora_quant.validation.pack_graph import check_graph
+from lora_quant.validation.pack_lists import check_tensor_names, check_updatable
+from lora_quant.validation.pack_use_cases import check_use_case_config, check_use_case_files
+from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack_weights import check_weights
+from lora_quant.validation.schema_check import Depth
+
+_CONFIGS = {"importer-config": Kind.IMPORTER_CONFIG, "output-files": Kind.OUTPUT_FILES}
+
+
+def check_pack(
+    root: Path,
+    *,
+    shown: Path | None = None,
+    locate: Callable[[str], Path] | None = None,
+    depth: Depth = Depth.FULL,
+) -> tuple[Finding, ...]:
+    """Everything that is wrong with the pack in the folder `root`; bad content never raises.
+
+    `locate` tells where a file of the manifest lies (by default below `root`), and `shown` is the
+    folder that findings name. Without a sound manifest nothing else is looked at.
+    """
+    manifest = check_document(
+        root / MANIFEST_FILE,
+        shown=(shown or root) / MANIFEST_FILE,
+        kind=Kind.MANIFEST,
+        depth=depth,
+    )
+    if manifest.content is None:
+        return manifest.findings
+    view, findings = check_files(
+        PackView(
+            manifest=manifest.content,
+            root=root,
+            shown=shown or root,
+            locate=locate or root.joinpath,
+            depth=depth,
+        )
+    )
+    return (
+        *findings,
+        *(f for target in view.manifest.targets for f in _check_target(view, target)),
+    )
+
+
+def _check_target(view: PackView, target: TargetRecord) -> Iterator[Finding]:
+    yield from check_use_case_files(view, target)
+    names_files = list(view.files(target, "lora-tensor-names"))
+    # A graph finds its data by name, so it cannot be opened while its data has another name.
+    if not any(view.waits(file) for file in view.files(target, "graph-data")):
+        for file in view.files(target, "graph"):
+            yield from check_graph(view, file, weights_are_initializers=bool(names_files))
+    for file in names_files:
+        yield from check_tensor_names(view, file)
+    for role, kind in _CONFIGS.items():
+        for file in view.files(target, role):
+            checked = check_document(
+                view.locate(file.path), shown=view.show(file.path), kind=kind, depth=view.depth
+            )
+            yield from checked.findings
+            if checked.content is not None and checked.document is not None:
+                yield from check_use_case_config(view, target, file, checked.document)
+    for file in view.files(target, "base-encodings"):
+        path = view.locate(file.path)
+        yield from check_document(path, shown=view.show(file.path), depth=view.depth).findings
+    for use_case in view.manifest.use_cases:
+        yield from _check_use_case(view, target, use_case.name)
+
+
+def _check_use_case(view: PackView, target: TargetRecord, name: str) -> Iterator[Finding]:
+    """One use case at a time, so that the encodings of only one are in memory."""
+    for file in view.files(target, "weights"):
+        if file.use_case == name and file.path.endswith(".safetensors"):
+            yield from check_weights(view, file)
+    encoded = None
+    for file in view.files(target, "quant-overrides"):
+        if file.use_case == name:
+            path = view.locate(file.path)
+            checked = check_document(path, shown=view.show(file.path), depth=view.depth)
+            yield from checked.findings
+            if checked.content is not None:
+                encoded = checked.content.encodings
+    for file in view.files(target, "quant-updatable-tensors"):
+        if file.use_case == name:
+            yield from check_updatable(view, file, encoded)

@@ -1,0 +1,120 @@
+"""The files of a pack against the manifest's list: nothing missing, changed, added or outside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lora_quant.config.manifest import MANIFEST_FILE
+from lora_quant.config.manifest_records import PackFile
+from lora_quant.findings import Finding
+from lora_quant.graph.data_files import sha256_of
+from lora_quant.validation.pack_view import PackView, is_outside, normalised
+from lora_quant.validation.schema_check import Depth
+
+_REBUILD = "build the pack again, or take the file from an undamaged copy"
+_BESIDE_BASE_ROLES = ("graph", "graph-data")
+
+
+def check_files(view: PackView) -> tuple[PackView, tuple[Finding, ...]]:
+    """The view with its usable files, and what is wrong with the others.
+
+    A file outside the pack is reported and not opened, unless it is one that --beside-base puts
+    there. With `Depth.QUICK`, sizes are compared and no hashes.
+    """
+    findings: list[Finding] = []
+    usable: set[str] = set()
+    seen: dict[str, PackFile] = {}
+    for file in (f for target in view.manifest.targets for f in target.files):
+        path = normalised(file.path)
+        if path in seen:
+            findings.append(_listed_twice(view, file, seen[path]))
+            continue
+        seen[path] = file
+        problem = _outside(view, file, path) or _missing(view, file)
+        if problem is None:
+            usable.add(file.path)
+            problem = _changed(view, file)
+        if problem is not None:
+            findings.append(problem)
+    findings.extend(_strays(view, set(seen)))
+    return replace(view, usable=frozenset(usable)), tuple(findings)
+
+
+def _listed_twice(view: PackView, file: PackFile, first: PackFile) -> Finding:
+    return view.error(
+        "listed-twice",
+        f"the manifest lists the file twice, as {first.role!r} and as {file.role!r}",
+        file.path,
+        hint="build the pack again",
+    )
+
+
+def _outside(view: PackView, file: PackFile, path: str) -> Finding | None:
+    beside_base = view.manifest.base.beside_base and file.role in _BESIDE_BASE_ROLES
+    if is_outside(path):
+        if beside_base:
+            return None
+        what = "the manifest lists a file outside the pack"
+    elif not view.locate(file.path).resolve().is_relative_to(view.root.resolve()):
+        what = "the file is a link that leads out of the pack"
+    else:
+        return None
+    return view.error(
+        "outside",
+        f"{what}; only the graph of a pack that was built with --beside-base may lie elsewhere",
+        file.path,
+        hint="do not use this pack unless you know who made it",
+    )
+
+
+def _missing(view: PackView, file: PackFile) -> Finding | None:
+    if view.locate(file.path).is_file():
+        return None
+    return view.error(
+        "missing-file",
+        f"the manifest lists this file ({file.role}), and it is not there",
+        file.path,
+        hint=_REBUILD,
+        use_case=file.use_case,
+    )
+
+
+def _changed(view: PackView, file: PackFile) -> Finding | None:
+    path = view.locate(file.path)
+    try:
+        size = path.stat().st_size
+        digest = sha256_of(path) if size == file.size and view.depth is Depth.FULL else file.sha256
+    except OSError as error:
+        return view.error(
+            "unreadable", f"the file cannot be read: {error.strerror}", file.path, hint=_REBUILD
+        )
+    if size != file.size:
+        what, rule = f"{size} bytes, the manifest says {file.size}", "size"
+    elif digest != file.sha256:
+        what = f"the SHA-256 {digest[:12]}..., the manifest says {file.sha256[:12]}..."
+        rule = "hash"
+    else:
+        return None
+    message = f"the file was changed after the build: it has {what}"
+    return view.error(rule, message, file.path, hint=_REBUILD, use_case=file.use_case)
+
+
+def _strays(view: PackView, listed: set[str]) -> Iterator[Finding]:
+    for path in sorted(_files_below(view.root)):
+        if path != MANIFEST_FILE and path not in listed:
+            yield view.error(
+                "stray-file",
+                "the file is in the pack, and the manifest does not list it",
+                path,
+                hint="remove it: a pack holds only what its build wrote",
+            )
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in files + links:
+            yield (Path(folder) / name).relative_to(root).as_posix()

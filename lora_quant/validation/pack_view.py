@@ -1,0 +1,68 @@
+"""A pack that is being checked: its manifest, and where its files lie now."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lora_quant.config.manifest import Manifest
+from lora_quant.config.manifest_records import PackFile, TargetRecord
+from lora_quant.errors import Where
+from lora_quant.findings import Finding, Severity
+from lora_quant.validation.schema_check import Depth
+
+
+@dataclass(frozen=True, eq=False)
+class PackView:
+    """`root` is the folder that holds `pack.json`, `shown` the one that findings name.
+
+    `locate` maps a path of the manifest to where the file lies: before publication, files wait in
+    a staging folder, and the neighbours of the base under other names. `usable` holds the paths
+    of files that exist where a pack may have them.
+    """
+
+    manifest: Manifest
+    root: Path
+    shown: Path
+    locate: Callable[[str], Path]
+    depth: Depth
+    usable: frozenset[str] = frozenset()
+
+    def files(self, target: TargetRecord, role: str) -> Iterator[PackFile]:
+        """The usable files of a role."""
+        return (f for f in target.files if f.role == role and f.path in self.usable)
+
+    def waits(self, file: PackFile) -> bool:
+        """Whether the file lies under another name until the pack is published."""
+        return self.locate(file.path).name != PurePosixPath(file.path).name
+
+    def show(self, path: str) -> Path:
+        """A path of the manifest as findings name it."""
+        return Path(os.path.normpath(self.shown / path))
+
+    def error(
+        self, rule: str, message: str, path: str, *, hint: str | None = None, **place: Any
+    ) -> Finding:
+        """An error `pack/<rule>` in the file `path` of the pack."""
+        where = Where(file=self.show(path), **place)
+        return Finding(f"pack/{rule}", Severity.ERROR, message, where, hint)
+
+
+def normalised(path: str) -> str:
+    """A manifest's path without `.` and inner `..`; one that leaves the pack begins with `..`."""
+    return posixpath.normpath(path)
+
+
+def is_outside(path: str) -> bool:
+    """Whether a normalised path leaves the folder that it is relative to."""
+    return path == ".." or path.startswith("../")
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first names, and how many there are beyond."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest

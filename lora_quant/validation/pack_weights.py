@@ -1,0 +1,86 @@
+"""Weights files, opened with the safetensors library rather than with our own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lora_quant.config.manifest_records import PackFile, TensorRecord
+from lora_quant.findings import Finding
+from lora_quant.validation.pack_view import PackView, some
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+}
+"""ONNX element type -> name in a safetensors header."""
+
+
+def check_weights(view: PackView, file: PackFile) -> Iterator[Finding]:
+    """Names, shapes and dtypes must be exactly those of the manifest's tensors."""
+    expected = {tensor.name: tensor for tensor in view.manifest.tensors}
+    try:
+        with safe_open(str(view.locate(file.path)), framework="np") as opened:
+            found = {name: _header(opened, name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        yield view.error(
+            "weights-format",
+            f"the file is not readable as safetensors: {error}",
+            file.path,
+            hint="build the pack again",
+            use_case=file.use_case,
+        )
+        return
+    missing = [name for name in expected if name not in found]
+    extra = sorted(set(found) - set(expected))
+    if missing:
+        yield _names(view, file, f"lacks {len(missing)} tensors of the manifest: {some(missing)}")
+    if extra:
+        yield _names(view, file, f"has {len(extra)} tensors that it should not: {some(extra)}")
+    for name, tensor in expected.items():
+        if name in found:
+            yield from _compare(view, file, tensor, *found[name])
+
+
+def _header(opened: Any, name: str) -> tuple[tuple[int, ...], str]:
+    part = opened.get_slice(name)
+    return tuple(part.get_shape()), str(part.get_dtype())
+
+
+def _names(view: PackView, file: PackFile, what: str) -> Finding:
+    return view.error(
+        "weights-tensors",
+        f"the weights file {what}",
+        file.path,
+        hint="weights and manifest come from different builds",
+        use_case=file.use_case,
+    )
+
+
+def _compare(
+    view: PackView, file: PackFile, tensor: TensorRecord, shape: tuple[int, ...], dtype: str
+) -> Iterator[Finding]:
+    if shape != tensor.shape:
+        yield view.error(
+            "weights-shape",
+            f"the tensor has the shape {list(shape)}, expected {list(tensor.shape)}",
+            file.path,
+            hint="weights and manifest come from different builds",
+            use_case=file.use_case,
+            tensor=tensor.name,
+        )
+    wanted = _DTYPES.get(tensor.dtype, tensor.dtype)
+    if dtype != wanted:
+        yield view.error(
+            "weights-dtype",
+            f"the tensor has the dtype {dtype}, expected {wanted} ({tensor.dtype})",
+            file.path,
+            hint="weights and manifest come from different builds",
+            use_case=file.use_case,
+            tensor=tensor.name,
+        )

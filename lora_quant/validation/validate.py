@@ -1,0 +1,112 @@
+"""Checking whatever paths a person names: files, packs, and folders of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_quant.config.manifest import MANIFEST_FILE
+from lora_quant.errors import Where
+from lora_quant.findings import Finding, Severity
+from lora_quant.validation.document_check import check_document
+from lora_quant.validation.kinds import Kind
+from lora_quant.validation.opened import is_binary
+from lora_quant.validation.pack_check import check_pack
+
+SUFFIXES = (".json", ".yaml", ".yml", ".encodings")
+"""Files of these suffixes are checked when a folder is named."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file or pack: what it is (None if it is not known) and what was found."""
+
+    path: Path
+    kind: Kind | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> int:
+        """How many findings are errors."""
+        return sum(1 for f in self.findings if f.severity is Severity.ERROR)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Everything that was checked, in the order of the paths, folders sorted by name."""
+
+    checked: tuple[Checked, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings."""
+        return tuple(f for item in self.checked for f in item.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is an error."""
+        return not any(item.problems for item in self.checked)
+
+
+def validate_paths(paths: Iterable[Path]) -> Validation:
+    """Check files, packs, and every pack, JSON, YAML and encodings file below folders.
+
+    Never raises for content. A file that was named and is of no known kind is an error; one that
+    was met in a folder is a note.
+    """
+    return Validation(tuple(item for path in paths for item in _check(path)))
+
+
+def _check(path: Path) -> Iterator[Checked]:
+    if not path.is_dir():
+        yield _check_file(path, unknown=Severity.ERROR)
+        return
+    found = False
+    for item in _items_below(path):
+        found = True
+        yield _check_folder_item(item)
+    if not found:
+        finding = Finding(
+            rule="recognise/nothing",
+            severity=Severity.ERROR,
+            message="the folder holds nothing that can be checked",
+            where=Where(file=path),
+            hint=f"looked for {MANIFEST_FILE} and files that end in {', '.join(SUFFIXES)}",
+        )
+        yield Checked(path, None, (finding,))
+
+
+def _items_below(folder: Path) -> Iterator[Path]:
+    """Packs and files below a folder; hidden folders and what links lead to are left out."""
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        if MANIFEST_FILE in files:
+            folders.clear()
+            yield here
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES):
+                yield here / name
+
+
+def _check_folder_item(path: Path) -> Checked:
+    if path.is_dir():
+        return Checked(path, Kind.PACK, check_pack(path))
+    return _check_file(path, unknown=Severity.NOTE)
+
+
+def _check_file(path: Path, *, unknown: Severity) -> Checked:
+    if path.is_file() and is_binary(path):
+        finding = Finding(
+            rule="recognise/binary",
+            severity=unknown,
+            message="this is no text: expected a JSON or YAML file, or a pack's folder",
+            where=Where(file=path),
+            hint="graphs and weights are checked as parts of a pack: name its folder",
+        )
+        return Checked(path, None, (finding,))
+    result = check_document(path, unknown=unknown)
+    return Checked(path, result.kind, result.findings)

@@ -1,0 +1,53 @@
+"""Pass: read back what was written, with other readers than the writers, before it is published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lora_quant.errors import NOWHERE, PackError
+from lora_quant.findings import Severity
+from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.targets.pack_folder import MANIFEST, PackFolder
+from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.schema_check import Depth
+
+_SHOWN = 5
+
+
+def _not_written(compilation: Compilation) -> str | None:
+    if compilation.staging is None:
+        return "there is no staging folder"
+    return None if (compilation.staging.root / MANIFEST).is_file() else f"there is no {MANIFEST}"
+
+
+PACKS_WRITTEN = Condition("packs are written", _not_written)
+
+
+@dataclass(frozen=True)
+class ValidatePacks:
+    """Checks everything but hashes, which were made from the same bytes a moment ago."""
+
+    name: ClassVar[str] = "validate-packs"
+    requires: ClassVar[tuple[Condition, ...]] = (PACKS_WRITTEN,)
+    ensures: ClassVar[tuple[Condition, ...]] = ()
+
+    def run(self, compilation: Compilation) -> PassResult:
+        """Raises PackError if a file fails its own checks; nothing is published then."""
+        folder: PackFolder = compilation.having("staging")
+        findings = check_pack(
+            folder.root, shown=folder.output, locate=folder.locate, depth=Depth.QUICK
+        )
+        errors = [f for f in findings if f.severity is Severity.ERROR]
+        if not errors:
+            return PassResult(compilation.with_findings(*findings), changed=bool(findings))
+        lines = [f"{f.message} [{f.rule}] {f.where or ''}".rstrip() for f in errors[:_SHOWN]]
+        if len(errors) > _SHOWN:
+            lines.append(f"and {len(errors) - _SHOWN} more")
+        raise PackError(
+            "the pack that was written fails its own checks, and was not published:\n  "
+            + "\n  ".join(lines),
+            where=errors[0].where or NOWHERE,
+            hint="this is a defect of lora-quant or of a plugin: please report it with these lines",
+        )

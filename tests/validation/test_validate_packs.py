@@ -1,0 +1,122 @@
+"""The pass: what it refuses is not published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from lora_quant import plugins
+from lora_quant.api import build
+from lora_quant.config.lora_config import LoraConfig
+from lora_quant.config.options import BuildOptions
+from lora_quant.errors import PackError, PluginError
+from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.contract import Condition, Pass, PassResult
+from lora_quant.passes.runner import PIPELINE, default_passes
+from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.validate_packs import ValidatePacks
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Stands for a target that writes something wrong."""
+
+    change: Callable[[Path], object]
+    name: ClassVar[str] = "damage"
+    requires: ClassVar[tuple[Condition, ...]] = ()
+    ensures: ClassVar[tuple[Condition, ...]] = ()
+
+    def run(self, compilation: Compilation) -> PassResult:
+        folder: PackFolder = compilation.having("staging")
+        self.change(folder.root)
+        return PassResult(compilation, changed=True)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The pass under test, and what it said."""
+
+    results: list[bool]
+    name: ClassVar[str] = "watched"
+    requires: ClassVar[tuple[Condition, ...]] = ()
+    ensures: ClassVar[tuple[Condition, ...]] = ()
+
+    def run(self, compilation: Compilation) -> PassResult:
+        result = ValidatePacks().run(compilation)
+        self.results.append(result.changed)
+        return result
+
+
+def before_validation(*steps: Pass) -> list[Pass]:
+    return [*default_passes(PIPELINE[:-1]), *steps]
+
+
+def test_it_comes_last_and_through_the_door() -> None:
+    assert PIPELINE[-1] == ValidatePacks.name
+    assert plugins.load(plugins.PASSES, ValidatePacks.name) is ValidatePacks
+    assert isinstance(ValidatePacks(), Pass)
+
+
+def test_a_good_pack_is_not_changed(small_config: LoraConfig, tmp_path: Path) -> None:
+    results: list[bool] = []
+    build(small_config, tmp_path / "out", passes=before_validation(Watched(results)))
+    assert results == [False]
+
+
+def test_a_bad_pack_is_not_published(small_config: LoraConfig, tmp_path: Path) -> None:
+    def change(root: Path) -> None:
+        (root / "qairt" / "stray.txt").write_text("")
+        (root / "qairt" / "lora_tensor_names.txt").write_text("")
+
+    output = tmp_path / "out"
+    with pytest.raises(PackError) as caught:
+        build(small_config, output, passes=before_validation(Damage(change), ValidatePacks()))
+    assert list(tmp_path.iterdir()) == []
+    assert "fails its own checks, and was not published" in caught.value.message
+    assert "[pack/size]" in caught.value.message
+    assert "[pack/stray-file]" in caught.value.message
+    assert "[pack/tensor-names]" in caught.value.message
+    assert caught.value.where.file == output / "qairt" / "lora_tensor_names.txt"
+    assert ".part" not in str(caught.value)
+
+
+def test_many_problems_are_counted(small_config: LoraConfig, tmp_path: Path) -> None:
+    def change(root: Path) -> None:
+        for number in range(9):
+            (root / f"stray{number}").write_text("")
+
+    with pytest.raises(PackError, match="and 4 more"):
+        build(
+            small_config,
+            tmp_path / "out",
+            passes=before_validation(Damage(change), ValidatePacks()),
+        )
+
+
+def test_it_wants_a_written_pack(small_config: LoraConfig, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="packs are written"):
+        build(small_config, tmp_path / "out", passes=[ValidatePacks()])
+
+
+def test_pack_beside_the_base(movable_config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "packs" / "out"
+    build(movable_config, output, BuildOptions(beside_base=True))
+    assert check_pack(output) == ()
+    graph = next(p for p in (tmp_path / "model").iterdir() if p.name.endswith(".out.onnx"))
+    graph.write_bytes(graph.read_bytes() + b"\n")
+    (first, *_) = check_pack(output)
+    assert first.rule == "pack/size"
+    assert first.where.file == graph
+
+
+def test_float_pack_has_no_encodings_to_check(small_config: LoraConfig, tmp_path: Path) -> None:
+    use_cases = [u.model_copy(update={"encodings": None}) for u in small_config.use_cases]
+    output = tmp_path / "out"
+    build(small_config.model_copy(update={"use_cases": use_cases}), output)
+    assert not (output / "qairt" / "base_encodings.json").exists()
+    assert check_pack(output) == ()
