@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from lora_quant.graph.base import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
 from lora_quant.passes.contract import Pass
 from lora_quant.passes.runner import default_passes, run_passes
-from lora_quant.targets.pack_folder import MANIFEST, OutputTransaction, PackFolder
+from lora_quant.targets.output_transaction import OutputTransaction
+from lora_quant.targets.pack_folder import MANIFEST, PackFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ def build(
     not at all; any LoraQuantError leaves what was there before.
     """
     options = options or BuildOptions()
+    output = Path(os.path.normpath(output))  # what a .. leaves behind need not exist
     config_file = config if isinstance(config, Path) else None
     parsed = read_lora_config(config) if isinstance(config, Path) else config
     base_path = _one_base(parsed, config_file)
@@ -102,14 +105,14 @@ def _compile(
 
 def _one_base(config: LoraConfig, config_file: Path | None) -> Path:
     """The base graph that all use cases name."""
-    paths = {use_case.model.resolve(): use_case for use_case in config.use_cases}
-    if len(paths) > 1:
-        first, other = list(paths.values())[:2]
+    first = config.use_cases[0]
+    other = next((u for u in config.use_cases if u.model.resolve() != first.model.resolve()), None)
+    if other is not None:
         raise ConfigError(
             f"use cases {first.name!r} and {other.name!r} name different graphs: "
-            f"{first.model.name!r} and {other.model.name!r}",
+            f"{str(first.model)!r} and {str(other.model)!r}",
             where=Where(file=config_file, field="model_name", use_case=other.name),
             hint="one graph per use case is not supported yet: name the base graph without "
             "branches in every use case",
         )
-    return config.use_cases[0].model
+    return first.model

@@ -24,10 +24,11 @@ class Door:
     what: str
     name_attribute: str
     methods: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
 
 
 TARGETS = Door("lora_quant.targets", "target", "name", ("emit",))
-PASSES = Door("lora_quant.passes", "pass", "name", ("run",))
+PASSES = Door("lora_quant.passes", "pass", "name", ("run",), ("requires", "ensures"))
 LOWERING_RULES = Door(
     "lora_quant.lowering_rules", "lowering rule", "kind", ("modules", "default_scale", "lower")
 )
@@ -76,9 +77,22 @@ def load(door: Door, name: str) -> type[Any]:
     return result
 
 
-def load_all(door: Door) -> Mapping[str, type[Any]]:
-    """Every registered class of a door by name."""
-    return {name: load(door, name) for name in registered(door)}
+def make(door: Door, name: str) -> Any:
+    """An instance with default options of the class behind a name; errors as for `load`."""
+    made = load(door, name)
+    try:
+        return made()
+    except Exception as error:  # as above
+        raise PluginError(
+            f"the {door.what} {name!r} of {_owner(registered(door)[name])} cannot be made: "
+            f"{type(error).__name__}: {error}",
+            hint="every option of a plugin needs a default",
+        ) from error
+
+
+def make_all(door: Door) -> Mapping[str, Any]:
+    """An instance of every registered class of a door by name."""
+    return {name: make(door, name) for name in registered(door)}
 
 
 def _check(door: Door, entry: EntryPoint, loaded: object) -> None:
@@ -95,6 +109,12 @@ def _check(door: Door, entry: EntryPoint, loaded: object) -> None:
     if missing:
         raise PluginError(
             f"{owner} lacks the method {' and '.join(missing)}; expected {', '.join(door.methods)}"
+        )
+    absent = [a for a in door.attributes if not hasattr(loaded, a)]
+    if absent:
+        raise PluginError(
+            f"{owner} lacks {' and '.join(absent)}; expected {', '.join(door.attributes)} as class "
+            "attributes"
         )
 
 

@@ -8,7 +8,7 @@ grids do not depend on the strength; the strength is `s`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ class ModuleShape:
 
     `kernel` is empty for a linear module and holds the spatial kernel of A for a convolution.
     `scale` is the factor s that all ranks of the module share, as the training framework computes
-    it (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA).
+    it (lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA). `tensors` names the module's
+    tensors in the file, in the order in which its rule reads them.
     """
 
     module: str
@@ -31,6 +32,7 @@ class ModuleShape:
     out_features: int
     kernel: tuple[int, ...] = ()
     scale: float = 1.0
+    tensors: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,11 @@ class Targets:
     layers: tuple[int, ...] = ()
     layer_patterns: tuple[str, ...] = ()
 
+    @property
+    def is_all_linear(self) -> bool:
+        """Whether every linear module is meant, but for the output layer, which no file names."""
+        return self.modules is not None and _is_all_linear(self.modules)
+
     def objection(self, module: str) -> Objection | None:
         """Why the configuration does not adapt `module`; None if it does."""
         if self.excluded and _selects(self.excluded, module):

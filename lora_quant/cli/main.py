@@ -6,7 +6,6 @@ Exit codes: 0 fine, 1 findings or refused input, 2 wrong usage, 3 a defect of lo
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -69,10 +68,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: nothing was left behind", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away. Python would complain when it flushes at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
     except Exception:
         traceback.print_exc()
         click.echo(

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.markup import escape
 
-from lora_quant.cli.render import relative_to_here, show_report
+from lora_quant.cli.render import new_console, relative_to_here, show_report
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.validate import Checked, Validation
 
@@ -29,7 +29,7 @@ def show_validation(result: Validation, *, as_json: bool) -> None:
         }
         show_report("validate", result.findings, ok=result.ok, details=details)
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = new_console()
     for item in result.checked:
         console.print(_line(item))
         for finding in item.findings:

@@ -77,7 +77,7 @@ def decode(text: str | bytes, *, source: Path | None) -> str:
                 hint="such a character has no UTF-8 form; remove it",
             ) from None
     decoded = decoded.removeprefix("\ufeff")
-    if not decoded.strip():
+    if not decoded or decoded.isspace():
         raise ConfigError(
             "the document is empty",
             where=Where(file=source),

@@ -20,7 +20,7 @@ from lora_quant.config.base_model import (
     raise_problems,
     to_document,
 )
-from lora_quant.config.documents import dump_json, read_json_located
+from lora_quant.config.documents import LocatedDocument, dump_json, read_json, read_json_located
 from lora_quant.config.finding_records import FindingRecord
 from lora_quant.config.manifest_records import (
     AdapterRecord,
@@ -153,7 +153,14 @@ def read_manifest(path: Path) -> Manifest:
     that this version does not know.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
-    document = read_json_located(file, max_bytes=_MAX_BYTES)
+    try:
+        return _manifest_of(LocatedDocument(read_json(file, max_bytes=_MAX_BYTES), source=file))
+    except ConfigError:
+        # Positions cost a second scan: they are made only when there is something to say.
+        return _manifest_of(read_json_located(file, max_bytes=_MAX_BYTES))
+
+
+def _manifest_of(document: LocatedDocument) -> Manifest:
     if isinstance(document.value, dict):
         version = document.value.get("schema_version", MANIFEST_VERSION)
         if type(version) is int and version > MANIFEST_VERSION:

@@ -45,6 +45,11 @@ def parse_encodings(text: str | bytes, *, source: Path | None = None) -> Encodin
     return _read(parse_json(text, source=source), source)
 
 
+def encodings_of(document: Any, *, source: Path | None = None) -> EncodingFile:
+    """The content of an encodings document that was parsed already."""
+    return _read(document, source)
+
+
 def encodings_text(file: EncodingFile) -> Iterator[str]:
     """The text of `file` in its own version, piece by piece, ending with a line break.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from lora_quant.errors import GraphError, Where
+from lora_quant.errors import NOWHERE, GraphError, PackError, Where
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.model_file import default_opset, load_model, serialize
-from lora_quant.graph.walk import iter_graphs
+from lora_quant.graph.model_file import ModelFile, default_opset, load_model, serialize
+from lora_quant.graph.walk import iter_graphs, iter_tensors
 from lora_quant.graph.weights import place_zeros
 
 # Operators that ONNX Runtime has in the default domain, and the opset that took them up.
@@ -30,17 +30,43 @@ def graph_bytes(base: BaseGraph, lora_weights: Iterable[str], zeros_location: st
     return serialize(base.model.proto, Where(file=base.path))
 
 
-def check_model_file(path: Path) -> None:
+def check_model_file(path: Path, waiting: Mapping[str, str] | None = None) -> ModelFile:
     """Run onnx.checker with shape inference on a file; its external data is checked as on loading.
 
-    Operators that ONNX Runtime alone has in the default domain (SimplifiedLayerNormalization in
-    every graph of its GenAI builder) are passed over, as are those of other domains. Raises
-    GraphError with the checker's message.
+    `waiting` maps data locations of the graph to the names that the files have before they are
+    published. Operators that ONNX Runtime alone has in the default domain
+    (SimplifiedLayerNormalization in every graph of its GenAI builder) are passed over, as are those
+    of other domains. Returns the graph as loaded; raises GraphError with the checker's message.
     """
+    if not waiting:
+        return _check(path)
+    stand_in = path.with_name(f"{path.name}.check")
+    try:
+        stand_in.write_bytes(_relocated(path.read_bytes(), waiting))
+        return _check(stand_in)
+    except OSError as error:
+        raise PackError(
+            f"the graph cannot be checked: {error.strerror}", where=Where(file=path)
+        ) from error
+    finally:
+        stand_in.unlink(missing_ok=True)
+
+
+def _relocated(data: bytes, locations: Mapping[str, str]) -> bytes:
+    """The bytes of a graph whose external data has other names."""
+    proto = onnx.load_model_from_string(data)
+    for tensor in iter_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = locations.get(entry.value, entry.value)
+    return serialize(proto, NOWHERE)
+
+
+def _check(path: Path) -> ModelFile:
     model = load_model(path)
     checked: str | ModelProto = str(path)
     if _only_runtime_knows(model.proto):
-        checked = _stand_in(model.proto)
+        checked = _stand_in(load_model(path).proto)
     try:
         onnx.checker.check_model(checked, full_check=True)
     except (
@@ -53,6 +79,7 @@ def check_model_file(path: Path) -> None:
         raise GraphError(
             f"the graph does not pass onnx.checker: {reason}", where=Where(file=path)
         ) from error
+    return model
 
 
 def _only_runtime_knows(proto: ModelProto) -> list[NodeProto]:

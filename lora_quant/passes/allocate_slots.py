@@ -2,7 +2,8 @@
 
     both = 1.0 * tone (rank 4) + 0.6 * legal (rank 8)  ->  tone [0, 4), legal [4, 12)
 
-R is the largest sum of ranks over the use cases, S the largest number of adapters in one.
+R is the largest sum of ranks over the use cases, S the largest number of adapters in one. With
+blockwise weights, slots start at multiples of the block size (`rank_multiple`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class AllocateSlots:
     def run(self, compilation: Compilation) -> PassResult:
         """Raises ConfigError if no use case has an adapter: there would be nothing to build."""
         adapters = compilation.having("adapters")
+        multiple = compilation.options.rank_multiple
         use_cases: dict[str, tuple[Slot, ...]] = {}
+        max_rank = 0
         for use_case in compilation.config.use_cases:
             slots: list[Slot] = []
             start = 0
@@ -36,8 +39,9 @@ class AllocateSlots:
             for index, (name, alpha) in enumerate(pairs):
                 adapter = adapters[name]
                 slots.append(Slot(index, name, start, adapter.rank, float(alpha), adapter.scale))
-                start += adapter.rank
+                start += -(-adapter.rank // multiple) * multiple
             use_cases[use_case.name] = tuple(slots)
+            max_rank = max(max_rank, start)
         if not any(use_cases.values()):
             raise ConfigError(
                 "no use case names an adapter, so there is no branch to build",
@@ -45,7 +49,7 @@ class AllocateSlots:
                 hint="list adapters in `adapter_names` of at least one use case",
             )
         table = SlotTable(
-            max_rank=max(sum(s.rank for s in slots) for slots in use_cases.values()),
+            max_rank=max_rank,
             slot_count=max(len(slots) for slots in use_cases.values()),
             use_cases=use_cases,
         )

@@ -12,18 +12,19 @@ What the file does not bring is computed for weights, and reported for activatio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lora_quant.encodings.algebra import scaled, scatter_channels
+from lora_quant.encodings.algebra import place_blocks, scaled, scatter_channels
 from lora_quant.encodings.calibrate import from_range
+from lora_quant.encodings.convert import TensorFacts, resolve
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import Granularity
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.records import Branch
+from lora_quant.graph.records import Branch, TensorRecord
 from lora_quant.passes.contributions import Contribution
 from lora_quant.passes.weight_ranges import WeightRanges, channel_axes
 
@@ -67,7 +68,11 @@ class BranchFitter:
         self._weight(result, branch, items, ranges, is_a=True)
         self._weight(result, branch, items, ranges, is_a=False)
         self._activation(result, branch.a, "a = A x")
-        self._activation(result, branch.m, "m = s * a", 1.0 / min(abs(i.ratio) for i in items))
+        smallest = min(abs(i.ratio) for i in items)
+        if branch.a in self.file and (branch.m not in self.file or smallest == 0):
+            self._scaled_activation(result, branch, items)
+        else:
+            self._activation(result, branch.m, "m = s * a", 1.0 / (smallest or 1.0))
         self._activation(result, branch.l, "l = B m")
 
     def lacks_weights(self, branch: Branch) -> bool:
@@ -90,7 +95,7 @@ class BranchFitter:
                 self._fit_a(given, branch, items) if is_a else self._fit_b(given, branch, items)
             )
             if fitted is not None:
-                result.encodings[name] = fitted
+                result.encodings[name] = self._with_axes(fitted, branch, is_a=is_a)
                 result.given.add(name)
             else:
                 result.findings.append(self._folded(name))
@@ -102,6 +107,7 @@ class BranchFitter:
                 bits=self.weight_bits,
                 symmetric=True,
                 axis=axis,
+                single=True,
             )
         if is_a and name in result.encodings:
             result.owned[name] = _ranks(items)
@@ -110,16 +116,24 @@ class BranchFitter:
         """Move the scales of the file's ranks to the slots; per tensor there is nothing to move."""
         if given.granularity is Granularity.PER_TENSOR or given.scale is None:
             return given
-        total = branch.a_weight.shape[channel_axes(branch)[0]]
+        axis = channel_axes(branch)[0]
+        total = branch.a_weight.shape[axis]
         ranks = _ranks(items)
+        if given.block_size is not None and given.channels is None:
+            per_channel = branch.attach.linear.in_features // given.block_size
+            given = _resolved(
+                given, branch.a_weight, axis, channels=given.step_scale.size // per_channel
+            )
         count = given.channels or 0
         if self.on_our_graph and count == total:
             return given
         padded_at_the_tail = count > len(ranks) and ranks == tuple(range(len(ranks)))
-        if count != len(ranks) and not padded_at_the_tail:
+        if padded_at_the_tail:
+            ranks = tuple(range(count))
+        if count != len(ranks) or count > total:
             raise EncodingsError(
                 f"lora_A has {count} scales per channel; the adapters of use case "
-                f"{self.use_case!r} have {len(ranks)} ranks here",
+                f"{self.use_case!r} have {len(_ranks(items))} ranks here",
                 where=Where(file=self.source, use_case=self.use_case, tensor=branch.a_weight.name),
                 hint="the encodings belong to other adapters, or their graph pads the ranks in a "
                 "way that cannot be told from names alone",
@@ -129,7 +143,11 @@ class BranchFitter:
     def _fit_b(
         self, given: Encoding, branch: Branch, items: tuple[Contribution, ...]
     ) -> Encoding | None:
-        """Scale by what was folded into B; None if adapters were folded with different factors."""
+        """Scale by what was folded into B.
+
+        None if adapters were folded with different factors, or a module is off: then B is not the
+        one that the file speaks of.
+        """
         channels = branch.b_weight.shape[channel_axes(branch)[1]]
         if given.channels not in (None, channels):
             raise EncodingsError(
@@ -139,10 +157,26 @@ class BranchFitter:
                 hint="the encodings belong to another graph",
             )
         factors = {item.ratio * branch.attach.linear.gain for item in items}
-        if len(factors) > 1:
+        if len(factors) > 1 or 0.0 in factors:
             return None
         factor = abs(factors.pop())
-        return given if factor == 1.0 else scaled(given, factor)
+        fitted = given if factor == 1.0 else scaled(given, factor)
+        return fitted if given.block_size is None else _placed_blocks(fitted, branch, items)
+
+    def _with_axes(self, fitted: Encoding, branch: Branch, *, is_a: bool) -> Encoding:
+        """The axes of our graph: the file's is of another layout, or does not tell them."""
+        record = branch.a_weight if is_a else branch.b_weight
+        axis = channel_axes(branch)[0 if is_a else 1]
+        if fitted.granularity is Granularity.PER_CHANNEL:
+            fitted = replace(fitted, axis=None)
+        try:
+            return resolve(fitted, TensorFacts(record.shape, axis, 1 - axis))
+        except EncodingsError as error:
+            raise EncodingsError(
+                error.message,
+                where=Where(file=self.source, use_case=self.use_case, tensor=record.name),
+                hint=error.hint,
+            ) from error
 
     def _activation(
         self, result: UseCaseEncodings, tensor: str, what: str, factor: float = 1.0
@@ -155,13 +189,30 @@ class BranchFitter:
                     severity=Severity.WARNING,
                     message=f"no encoding for the activation {what}",
                     where=Where(file=self.source, use_case=self.use_case, tensor=tensor),
-                    hint="calibrate the use case with its branches; without it the converter "
-                    "leaves the tensor in float or guesses",
+                    hint="calibrate the use case with its branches; without it the tensor keeps "
+                    "the range of the other use cases, or stays without one if none has it",
                 )
             )
             return
         result.encodings[tensor] = given if factor == 1.0 else scaled(given, factor)
         result.given.add(tensor)
+
+    def _scaled_activation(
+        self, result: UseCaseEncodings, branch: Branch, items: tuple[Contribution, ...]
+    ) -> None:
+        """m = s * a from the grid of a: exact for one strength > 0, else a range that covers all.
+
+        Graphs that scale behind B (A -> B -> Mul) have no such tensor.
+        """
+        result.encodings[branch.m] = _times(self.file[branch.a], {item.strength for item in items})
+        result.findings.append(
+            Finding(
+                rule="encodings/computed-activation",
+                severity=Severity.NOTE,
+                message="the encoding of m = s * a was computed from that of a and the strength",
+                where=Where(file=self.source, use_case=self.use_case, tensor=branch.m),
+            )
+        )
 
     def _folded(self, tensor: str) -> Finding:
         return Finding(
@@ -171,6 +222,52 @@ class BranchFitter:
             "module differently from the others, which is folded into B",
             where=Where(file=self.source, use_case=self.use_case, tensor=tensor),
         )
+
+
+def _times(given: Encoding, strengths: set[float]) -> Encoding:
+    """The grid of the values of a per-tensor grid times any of the strengths."""
+    if given.scale is None:
+        return given
+    if len(strengths) == 1 and min(strengths) > 0:
+        return scaled(given, min(strengths))
+    ends = [float(end) * s for end in (given.minimum, given.maximum) for s in strengths]
+    return from_range(min(ends), max(ends), bits=given.bits, symmetric=given.symmetric)
+
+
+def _resolved(given: Encoding, record: TensorRecord, axis: int, channels: int) -> Encoding:
+    """A flat blockwise grid with the axes of the branch's weight, for the file's own ranks."""
+    shape = list(record.shape)
+    shape[axis] = channels
+    return resolve(given, TensorFacts(tuple(shape), axis, 1 - axis))
+
+
+def _placed_blocks(given: Encoding, branch: Branch, items: tuple[Contribution, ...]) -> Encoding:
+    """Move the blocks along the ranks of B to the slots; an adapter must not end inside one."""
+    size = given.block_size or 1
+    axis = channel_axes(branch)[1]
+    if given.channels is None:
+        channels = branch.b_weight.shape[axis]
+        shape = list(branch.b_weight.shape)
+        shape[1 - axis] = given.step_scale.size // channels * size
+        given = resolve(given, TensorFacts(tuple(shape), axis, 1 - axis))
+    parts = []
+    begin = 0
+    for item in items:
+        end = begin + -(-item.rank // size)
+        parts.append((item.start, item.rank, _blocks(given, begin, end)))
+        begin = end
+    return place_blocks(parts, branch.b_weight.shape[1 - axis])
+
+
+def _blocks(encoding: Encoding, begin: int, end: int) -> Encoding:
+    """Blocks `[begin, end)` of every channel."""
+    if encoding.block_scale is not None:
+        return replace(encoding, block_scale=encoding.block_scale[:, begin:end])
+    return replace(
+        encoding,
+        scale=encoding.stored_scale[:, begin:end],
+        offset=encoding.stored_offset[:, begin:end],
+    )
 
 
 def _ranks(items: tuple[Contribution, ...]) -> tuple[int, ...]:

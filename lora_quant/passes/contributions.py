@@ -13,12 +13,14 @@ from lora_quant.passes.compilation import Compilation
 class Contribution:
     """Ranks `[start, start + rank)` of one branch, filled by one module of one adapter.
 
-    ratio: the module's own scale over the adapter's, which B carries.
+    ratio: the module's own scale over the adapter's, which B carries. strength: what s holds here,
+    alpha times the adapter's scale.
     """
 
     start: int
     rank: int
     ratio: float
+    strength: float
 
 
 def contributions(
@@ -38,6 +40,7 @@ def contributions(
                     start=place.part * max_rank + slot.start,
                     rank=shape.rank,
                     ratio=adapter.deviation(module),
+                    strength=slot.alpha * slot.scale,
                 )
             )
     return {point: tuple(items) for point, items in found.items()}

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.adapter import Adapter
+from lora_quant.adapters.finite import all_finite
 from lora_quant.adapters.lowered import Lowered
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 from lora_quant.graph.attach import Resolution
@@ -114,16 +115,9 @@ def _place(
     factor = fold(lowered, slot, linear.gain)
     values = lowered.B if factor is None else lowered.B.astype(np.float64) * factor
     with np.errstate(over="ignore"):
-        if linear.form is Form.CONV:
-            A[ranks] = lowered.A.reshape(rank, *A.shape[1:]).astype(A.dtype)
-            B[rows, ranks] = values.reshape(*values.shape, *(1,) * (B.ndim - 2)).astype(B.dtype)
-            placed = (A[ranks], B[rows, ranks])
-        else:
-            A[:, ranks] = lowered.A.reshape(rank, -1).T.astype(A.dtype)
-            B[ranks, rows] = values.T.astype(B.dtype)
-            placed = (A[:, ranks], B[ranks, rows])
-    for name, source, result in (("A", lowered.A, placed[0]), ("B", values, placed[1])):
-        if not np.isfinite(result).all():
+        cast_a, cast_b = lowered.A.astype(A.dtype), values.astype(B.dtype)
+    for name, source, result in (("A", lowered.A, cast_a), ("B", values, cast_b)):
+        if not all_finite(result):
             largest = float(np.abs(np.asarray(source, np.float64)).max())
             raise AdapterError(
                 f"values of lora_{name} reach {largest:.4g}, more than {A.dtype} can hold, which "
@@ -131,3 +125,9 @@ def _place(
                 where=where,
                 hint="export the base graph in float32 or bfloat16",
             )
+    if linear.form is Form.CONV:
+        A[ranks] = cast_a.reshape(rank, *A.shape[1:])
+        B[rows, ranks] = cast_b.reshape(*cast_b.shape, *(1,) * (B.ndim - 2))
+    else:
+        A[:, ranks] = cast_a.reshape(rank, -1).T
+        B[ranks, rows] = cast_b.T

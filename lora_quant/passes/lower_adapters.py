@@ -39,7 +39,7 @@ class LowerAdapters:
             return PassResult(compilation, changed=False)
         config = compilation.config
         unused = config.unused_adapters()
-        rules = {kind: rule() for kind, rule in plugins.load_all(plugins.LOWERING_RULES).items()}
+        rules = plugins.make_all(plugins.LOWERING_RULES)
         adapters: dict[str, Adapter] = {}
         for number, entry in enumerate(config.adapter):
             compilation.progress(f"adapter {entry.name}", number, len(config.adapter))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.config.lora_config import UseCaseInputConfig
-from lora_quant.encodings.convert import TensorFacts, convert
+from lora_quant.encodings.convert import WRITABLE, TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import read_encodings
@@ -52,7 +52,7 @@ class MergeEncodings:
     def run(self, compilation: Compilation) -> PassResult:
         """Raises EncodingsError for files that cannot be merged, or disagree on fixed tensors."""
         source = _base_use_case(compilation)
-        if source is None or source.encodings is None:
+        if source is None or source.encodings is None or compilation.merged is not None:
             return PassResult(compilation, changed=False)
         branched: BranchedGraph = compilation.having("branched")
         names = TensorNames(branched, compilation.base.index.names, compilation.having("adapters"))
@@ -158,13 +158,17 @@ def _base_use_case(compilation: Compilation) -> UseCaseInputConfig | None:
 
 
 def _in_our_names(file: EncodingFile, names: TensorNames, branched: BranchedGraph) -> EncodingFile:
-    """The base's file with our tensor names; branch tensors come from the unions instead."""
+    """The base's file with our tensor names, h as a copy of y.
+
+    Branch tensors come from the unions instead.
+    """
     translation = names.translate(file.encodings)
     ours = {name: tensor for tensor, name in translation.names.items()}
     params = frozenset(ours[n] for n in file.params or () if n in ours)
     kept = {ours[n]: e for n, e in file.encodings.items() if n in ours}
     alpha = branched.scale.alpha.name
     kept = {t: e for t, e in kept.items() if t not in names.added or t == alpha}
+    kept.update({b.h: kept[b.y] for b in branched.branches if b.y in kept})
     return replace(file, encodings=kept, params=None if file.params is None else params & set(kept))
 
 
@@ -175,18 +179,17 @@ def _complete(
     branched: BranchedGraph = compilation.having("branched")
     added: dict[str, Encoding] = {branched.scale.alpha.name: alpha}
     for branch in branched.branches:
-        y = base.encodings.get(branch.y)
-        if y is not None:
-            added[branch.h] = y
         x = base.encodings.get(branch.x)
         if x is not None:
             added.update((tensor, x) for tensor in branch.relayouts)
     added.update((tensor, union.result()) for tensor, union in sorted(scan.unions.items()))
     complete = base.updated(added, params=lora_weights(branched))
-    version = compilation.options.encodings_version
-    if version is None or version == complete.version:
+    version = compilation.options.encodings_version or complete.version
+    if version not in WRITABLE:
         return complete, ()
-    converted = convert(complete, version, _facts(compilation, branched))
+    # The axes of the base's own tensors are known as far as its own version needs them.
+    facts = _facts(compilation, branched) if version != complete.version else None
+    converted = convert(complete, version, facts)
     return replace(converted, findings=()), converted.findings
 
 
@@ -209,12 +212,13 @@ def _no_base(source: UseCaseInputConfig) -> Finding:
 
 def _disagreement(conflicts: list[tuple[UseCaseInputConfig, str]], mode: str) -> EncodingsError:
     use_case, tensor = conflicts[0]
+    let_differ = "" if mode == "all" else ", or let activations differ with --mode all"
     return EncodingsError(
         f"{len(conflicts)} encodings of use cases disagree with the base's on tensors that mode "
         f"{mode!r} keeps fixed: {_some([t for _, t in conflicts])}",
         where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
-        hint="calibrate the use cases with the base's encodings frozen, take the base's with "
-        "--fixed-conflict base, or let them differ with --mode all",
+        hint="calibrate the use cases with the base's encodings frozen, or take the base's with "
+        f"--fixed-conflict base{let_differ}",
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.encodings import aimet_1_0_0
+from lora_quant.encodings.convert import WRITABLE, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.errors import EncodingsError, Where
@@ -36,7 +38,10 @@ class MergedEncodings:
         found = self.reader.read(use_case, ranges)
         changes = {t: e for t, e in found.encodings.items() if t in self.updatable}
         check_structure(use_case, self.base.encodings, changes)
-        params = [t for t in changes if t in self.updatable.values]
+        params = frozenset(t for t in changes if t in self.updatable.values)
+        if self.base.version in WRITABLE:
+            changed = EncodingFile(aimet_1_0_0.VERSION, changes, params)
+            changes = dict(convert(changed, self.base.version).encodings)
         merged = self.base.updated(changes, params=params)
         return merged, tuple(_clipped(use_case, merged, found, ranges))
 

@@ -13,6 +13,7 @@ from lora_quant.graph.attach import ModuleRequest, Resolver
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, MODULES_RESOLVED
 from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.passes.untrained_targets import untrained_targets
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,27 @@ class ResolveAttachPoints:
         """Raises AttachPointError for a module without exactly one fitting node."""
         mapping_file = compilation.config.attach_point_onnx_mapping
         base = compilation.base
+        mapping = read_attach_map(mapping_file) if mapping_file else None
         resolver = Resolver(
             base.catalog,
             base.index,
             graph_file=base.path,
-            mapping=read_attach_map(mapping_file) if mapping_file else None,
+            mapping=mapping,
             mapping_file=mapping_file,
         )
+        adapters = compilation.having("adapters").values()
         requests = [
             ModuleRequest(s.module, s.in_features, s.out_features, s.kernel, adapter.name)
-            for adapter in compilation.having("adapters").values()
+            for adapter in adapters
             for s in adapter.shapes.values()
         ]
         resolution = resolver.resolve(requests)
-        changed = resolution != compilation.resolution
-        return PassResult(replace(compilation, resolution=resolution), changed)
+        if resolution == compilation.resolution:
+            return PassResult(compilation, changed=False)
+        findings = [
+            finding
+            for adapter in adapters
+            for finding in untrained_targets(adapter, resolution, base.catalog, mapping)
+        ]
+        resolved = replace(compilation, resolution=resolution).with_findings(*findings)
+        return PassResult(resolved, changed=True)

@@ -23,7 +23,7 @@ PIPELINE = (
 
 def default_passes(names: Sequence[str] = PIPELINE) -> list[Pass]:
     """The named passes with their default options, through the plugin door."""
-    return [plugins.load(plugins.PASSES, name)() for name in names]
+    return [plugins.make(plugins.PASSES, name) for name in names]
 
 
 def run_passes(

@@ -52,7 +52,7 @@ class TensorNames:
     def translate(self, names: Iterable[str]) -> Translation:
         """Translate all names of one file; they are read together, since y decides what h is."""
         names = tuple(names)
-        known = {b.tensor: b for b in find_branch_names(names, adapters=self._adapters).known}
+        known = find_branch_names(names, adapters=self._adapters)
         claims: dict[str, list[str]] = defaultdict(list)
         base_names: list[str] = []
         unknown: list[str] = []
@@ -61,12 +61,13 @@ class TensorNames:
                 claims[name].append(name)
             elif name in self._base:
                 base_names.append(name)
-            elif name in known and (branch := self._branch_of(known[name])) is not None:
-                tensor = _tensor_of(branch, known[name].role)
+            elif (place := self._place(known.get(name))) is None:
+                unknown.append(name)
+            else:
+                branch, role = place
+                tensor = _tensor_of(branch, role)
                 if tensor is not None:
                     claims[tensor].append(name)
-            else:
-                unknown.append(name)
         base_side = {b.y: b.h for b in self._branched.branches}
         for name in base_names:
             tensor = base_side[name] if name in base_side and name in claims else name
@@ -77,22 +78,24 @@ class TensorNames:
             several={t: tuple(found) for t, found in claims.items() if len(found) > 1},
         )
 
-    def _branch_of(self, name: BranchName) -> Branch | None:
-        """The one branch that a recognised name can mean."""
+    def _place(self, name: BranchName | None) -> tuple[Branch, Role] | None:
+        """The one branch that a recognised name can mean, and the tensor's role in it."""
+        if name is None or name.role is None:
+            return None
         found = {self._by_module[m].y: self._by_module[m] for m in self._modules.find(name.module)}
-        return next(iter(found.values())) if len(found) == 1 else None
+        return (next(iter(found.values())), name.role) if len(found) == 1 else None
 
 
 def _tensor_of(branch: Branch, role: Role) -> str | None:
     """Our tensor of a role; None for what has no counterpart: s is computed, B (A x) not scaled."""
     return {
-        Role.A_WEIGHT: branch.a_weight.name,
-        Role.B_WEIGHT: branch.b_weight.name,
-        Role.H: branch.h,
-        Role.A: branch.a,
-        Role.M: branch.m,
-        Role.L: branch.l,
-        Role.Y: branch.y,
+        Role.A: branch.a_weight.name,
+        Role.B: branch.b_weight.name,
+        Role.H_OUT: branch.h,
+        Role.A_OUT: branch.a,
+        Role.M_OUT: branch.m,
+        Role.L_OUT: branch.l,
+        Role.Y_OUT: branch.y,
     }.get(role)
 
 

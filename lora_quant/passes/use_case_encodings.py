@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.encodings import aimet_1_0_0
 from lora_quant.encodings.calibrate import from_range
+from lora_quant.encodings.convert import TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import read_encodings
@@ -17,10 +19,10 @@ from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.branch_encodings import BranchFitter, UseCaseEncodings
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.contributions import contributions
+from lora_quant.passes.contributions import Contribution, contributions
 from lora_quant.passes.factors import branch_factors, expansion_matrix
 from lora_quant.passes.tensor_names import TensorNames, Translation
-from lora_quant.passes.weight_ranges import WeightRanges
+from lora_quant.passes.weight_ranges import WeightRanges, channel_axes
 
 _MOST_NAMES = 5
 
@@ -47,6 +49,9 @@ class EncodingsReader:
             if file
             else {}
         )
+        active = contributions(self.compilation, use_case.name)
+        if file:
+            encodings.update(_one_rank_weights(file, encodings, branched, active))
         result = UseCaseEncodings(findings=list(_reading_findings(use_case, file, translation)))
         added = self.names.added
         result.encodings.update((t, e) for t, e in encodings.items() if t not in added)
@@ -58,7 +63,6 @@ class EncodingsReader:
             on_our_graph=any(translation.names.get(b.a) == b.a for b in branched.branches),
             weight_bits=self.compilation.options.weight_bits,
         )
-        active = contributions(self.compilation, use_case.name)
         if ranges is None and any(
             fitter.lacks_weights(branched.branches[number]) for number in active
         ):
@@ -94,6 +98,7 @@ class EncodingsReader:
             bits=options.weight_bits,
             symmetric=True,
             axis=1,
+            single=True,
         )
         result.owned[record.name] = tuple(
             rank for slot in slots for rank in range(slot.start, slot.start + slot.rank)
@@ -142,6 +147,25 @@ def alpha_findings(compilation: Compilation, alpha: Encoding) -> Iterator[Findin
                     where=Where(use_case=name, adapter=slot.adapter),
                     hint="widen the encoding of the alpha input in the base's encodings",
                 )
+
+
+def _one_rank_weights(
+    file: EncodingFile,
+    encodings: Mapping[str, Encoding],
+    branched: BranchedGraph,
+    active: Mapping[int, tuple[Contribution, ...]],
+) -> Mapping[str, Encoding]:
+    """A of rank 1, whose one entry 0.6.1 does not tell from per tensor, as its header means it."""
+    facts = {}
+    for number, items in active.items():
+        record = branched.branches[number].a_weight
+        if sum(item.rank for item in items) == 1 and record.name in encodings:
+            axis = channel_axes(branched.branches[number])[0]
+            shape = tuple(1 if i == axis else size for i, size in enumerate(record.shape))
+            facts[record.name] = TensorFacts(shape, axis, 1 - axis)
+    weights = {name: encodings[name] for name in facts}
+    alone = EncodingFile(file.version, weights, frozenset(weights), file.header)
+    return convert(alone, aimet_1_0_0.VERSION, facts).encodings
 
 
 def _reading_findings(

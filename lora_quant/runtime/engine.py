@@ -33,7 +33,7 @@ class Engine:
         """`data_folder` holds the external data, `source` is named in errors."""
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are reported here
         # Fusions may reorder float sums between two graphs that should be compared.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry(

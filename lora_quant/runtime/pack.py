@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto
 
+from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.manifest_records import PackFile, StoredFile
 from lora_quant.errors import InputMissingError, VerificationError, Where
-from lora_quant.graph.data_files import sha256_of
+from lora_quant.graph.data_files import sampled_sha256, sha256_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,25 +37,53 @@ class Pack:
     def graph(self, target: str) -> tuple[ModelProto, Path]:
         """The graph without external data, and its path."""
         path = self.file(target, "graph")
+        for data in self.manifest.files(target, role="graph-data"):
+            self._checked(data)
         return onnx.load(str(path), load_external_data=False), path
 
     def base_graph(self, given: Path | None) -> tuple[ModelProto, Path]:
         """The base graph that the pack was built from, at `given` or where it was then."""
-        path = self._input(self.manifest.base.graph, given, "base graph", "--base")
+        base = self.manifest.base
+        path = self._input(base.graph, given, "base graph", "--base")
+        for data in base.data:
+            self._check_data(data, path)
         return onnx.load(str(path), load_external_data=False), path
 
     def adapter_file(self, adapter: str) -> Path:
-        """The weights of an adapter where they were at build time, unchanged since."""
-        records = [
-            r
-            for r in self.manifest.inputs
-            if r.role == "adapter" and r.name == adapter and str(r.path).endswith(".safetensors")
-        ]
-        return self._input(records[0], None, f"adapter {adapter!r}", None)
+        """The weights of an adapter where they were at build time, with its configuration.
+
+        Both are unchanged since.
+        """
+        for record in self.manifest.inputs:
+            if record.role == "adapter" and record.name == adapter:
+                path = self._input(record, None, f"adapter {adapter!r}", None)
+                if path.suffix == ".safetensors":
+                    return path
+        raise VerificationError(
+            f"the manifest does not tell the weights of adapter {adapter!r}",
+            where=Where(file=self.folder, adapter=adapter),
+            hint="build the pack again",
+        )
+
+    def strengths(self) -> Mapping[str, Mapping[str, float]]:
+        """Use case -> adapter -> strength, from the configuration that the pack was built from.
+
+        A pack that was built from an object has no such file; then the manifest's strengths stand.
+        """
+        for record in self.manifest.inputs:
+            if record.role == "config":
+                config = read_lora_config(self._input(record, None, "configuration", None))
+                return {
+                    u.name: dict(zip(u.adapter_names, u.adapter_alphas, strict=True))
+                    for u in config.use_cases
+                }
+        return {u.name: {s.adapter: s.alpha for s in u.slots} for u in self.manifest.use_cases}
 
     def _input(self, record: StoredFile, given: Path | None, what: str, option: str | None) -> Path:
         hint = f"say where it is with {option}" if option else "put it back, or build again"
-        path = given or (self.folder / record.path if record.path else None)
+        path = given
+        if path is None and record.path is not None:
+            path = Path(os.path.normpath(self.folder / record.path))
         if path is None or not path.is_file():
             raise InputMissingError(
                 f"the {what} that the pack was built from is not there",
@@ -66,6 +97,23 @@ class Pack:
                 hint="build the pack again, or " + hint,
             )
         return path
+
+    def _check_data(self, record: StoredFile, graph: Path) -> None:
+        """The base's weights lie beside its graph as they did; compared by samples."""
+        was = self.manifest.base.graph.path
+        if record.path is None or was is None:
+            return
+        path = Path(os.path.normpath(graph.parent / os.path.relpath(record.path, Path(was).parent)))
+        if not path.is_file():
+            raise InputMissingError(
+                "the weights of the base graph are not there", where=Where(file=path)
+            )
+        if record.sampled_sha256 not in (None, sampled_sha256(path)):
+            raise VerificationError(
+                "the weights of the base graph are not those that the pack was built from",
+                where=Where(file=path),
+                hint="build the pack again, or say where the base graph is with --base",
+            )
 
     def _checked(self, record: PackFile) -> Path:
         path = self.folder / record.path

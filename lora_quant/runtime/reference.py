@@ -43,7 +43,8 @@ class Reference:
 
         folder = path.parent
         graph = gs.import_onnx(proto)
-        by_name = {node.name: node for node in graph.nodes}
+        by_name = {output.name: node for node in graph.nodes for output in node.outputs}
+        by_name.update((node.name, node) for node in graph.nodes if node.name)
         self._weights: dict[str, NDArray[Any]] = {}
         self._is_out_in: dict[str, bool] = {}
         for name in sorted(nodes):

@@ -11,7 +11,7 @@ of the few dozen operations between a branch and an output adds about one unit i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from lora_quant.runtime.inputs import check_inputs, random_inputs, read_inputs
 from lora_quant.runtime.pack import Pack, open_pack
 from lora_quant.runtime.reference import Reference, Site, add_delta
 
-DEFAULT_TOLERANCE = 1e-3
+DEFAULT_TOLERANCE = 1e-4
 FLOOR_UNITS = 64
 _EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -93,6 +93,7 @@ def verify(
         feeds = read_inputs(inputs)
         check_inputs(feeds, base_proto, inputs)
     adapters = _load_adapters(pack)
+    strengths = pack.strengths()
     sites = _sites(manifest)
     nodes = frozenset(site.node for site in sites.values())
     steps = len(manifest.use_cases) + 2
@@ -107,13 +108,14 @@ def verify(
     for number, use_case in enumerate(manifest.use_cases):
         progress(f"use case {use_case.name}", number + 2, steps)
         got = compiled.run(feeds, use_case, pack.file("qairt", "weights", use_case.name))
-        wanted = reference.run(feeds, _deltas(use_case, adapters, sites, reference))
+        deltas = _deltas(use_case, strengths, adapters, sites, reference)
+        wanted = reference.run(feeds, deltas)
         errors += _compare(use_case.name, got, wanted, plain, tolerance, floor)
     return Verification(tuple(errors), base_exact, tolerance)
 
 
 def _load_adapters(pack: Pack) -> dict[str, Adapter]:
-    rules = {kind: rule() for kind, rule in plugins.load_all(plugins.LOWERING_RULES).items()}
+    rules = plugins.make_all(plugins.LOWERING_RULES)
     return {
         record.name: load_adapter(record.name, pack.adapter_file(record.name), rules)
         for record in pack.manifest.adapters
@@ -130,15 +132,23 @@ def _sites(manifest: Manifest) -> dict[str, Site]:
 
 def _deltas(
     use_case: UseCaseRecord,
+    strengths: Mapping[str, Mapping[str, float]],
     adapters: Mapping[str, Adapter],
     sites: Mapping[str, Site],
     reference: Reference,
 ) -> dict[str, NDArray[np.float64]]:
-    """dW of every node that the use case changes."""
+    """dW of every node that the use case changes, at the strengths of the configuration."""
     names = NameTable(sites)
     deltas: dict[str, NDArray[np.float64]] = {}
-    for slot in use_case.slots:
-        adapter = adapters[slot.adapter]
+    wanted = strengths.get(use_case.name, {})
+    if set(wanted) != {slot.adapter for slot in use_case.slots}:
+        raise VerificationError(
+            f"manifest and configuration disagree on the adapters of use case {use_case.name!r}",
+            where=Where(use_case=use_case.name),
+            hint="build the pack again",
+        )
+    for name, strength in wanted.items():
+        adapter = adapters[name]
         for module in adapter.shapes:
             found = names.find(module)
             if len(found) != 1:
@@ -146,7 +156,7 @@ def _deltas(
                     f"the pack has {len(found)} places for module {module!r}",
                     where=Where(adapter=adapter.name, module=module),
                 )
-            add_delta(deltas, sites[found[0]], reference, adapter.lower(module), slot.alpha)
+            add_delta(deltas, sites[found[0]], reference, adapter.lower(module), strength)
     return deltas
 
 
@@ -183,7 +193,7 @@ def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def _equal(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    check: Callable[[str], bool] = lambda name: np.array_equal(  # noqa: E731
-        one[name], other[name], equal_nan=one[name].dtype.kind == "f"
+    return all(
+        np.array_equal(one[name], values, equal_nan=values.dtype.kind == "f")
+        for name, values in other.items()
     )
-    return all(check(name) for name in other)

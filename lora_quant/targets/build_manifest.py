@@ -77,7 +77,7 @@ def build_manifest(
         tensors=tuple(_tensors(branched)),
         targets=tuple(TargetRecord(name=t, files=tuple(_files(folder, t))) for t in targets),
         findings=tuple(
-            FindingRecord.of(f, relative_to=folder.output.absolute()) for f in compilation.findings
+            FindingRecord.of(f, relative_to=folder.output) for f in compilation.findings
         ),
     )
 
@@ -86,7 +86,7 @@ class _Inputs:
     """Records of what was read, each file once."""
 
     def __init__(self, folder: PackFolder) -> None:
-        self._folder = folder.output.absolute()
+        self._folder = folder.output
         self.records: list[InputRecord] = []
 
     def add(self, role: str, path: Path, name: str | None = None) -> str:
@@ -123,7 +123,7 @@ class _Inputs:
 def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
     """The base graph is hashed whole, its data by samples: see lora_quant.graph.data_files."""
     base = compilation.base
-    output = folder.output.absolute()
+    output = folder.output
     return BaseRecord(
         graph=StoredFile(
             path=portable_relative(base.path.absolute(), output),

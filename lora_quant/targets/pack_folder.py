@@ -1,7 +1,6 @@
-"""The folder that a pack grows in, out of sight, until it is complete.
+"""The folder that a pack grows in: files are hashed and recorded as they are written.
 
-Files are written into a hidden folder beside the output, hashed as they are written, and appear
-by one rename. A build that fails or is interrupted leaves the old output, or none.
+It lies out of sight until it is complete; see lora_quant.targets.output_transaction.
 """
 
 from __future__ import annotations
@@ -9,15 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
-from lora_quant.errors import PackError, Where
+from lora_quant.errors import LoraQuantError, PackError, Where
 from lora_quant.graph.data_files import copy_with_sha256
 
 MANIFEST = "pack.json"
@@ -62,31 +58,34 @@ class HashingWriter:
 class PackFolder:
     """Writes the files of one pack into `root`; `files` records them by path.
 
-    `target` is the name of the target that is writing. `neighbours` are finished files that belong
-    into another folder (the base's, with --beside-base): where they wait and where they go.
+    `output` is the absolute path that the pack will have. `target` is the name of the target that
+    is writing. `neighbours` are finished files that belong into another folder (the base's, with
+    --beside-base): where they wait and where they go. `replaceable` are those that the pack which
+    is being replaced has there, by path relative to the pack.
     """
 
     root: Path
     output: Path
     target: str = ""
+    replaceable: frozenset[str] = frozenset()
     files: dict[str, PackedFile] = field(default_factory=dict)
     neighbours: list[tuple[Path, Path]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def create(self, path: str, role: str, use_case: str | None = None) -> Iterator[HashingWriter]:
         """A new file of the pack at a relative path."""
-        target = self._target(path)
-        try:
-            with target.open("wb") as file:
-                writer = HashingWriter(file)
-                yield writer
-        except OSError as error:
-            raise _cannot_write(target, error) from error
+        with _open(self._target(path)) as writer:
+            yield writer
         self.files[path] = self._packed(path, role, use_case, writer.size, writer.sha256())
 
     def write_text(self, path: str, role: str, text: str, use_case: str | None = None) -> None:
         """A whole text file, UTF-8, line ends as given."""
         with self.create(path, role, use_case) as writer:
+            writer.write(text.encode())
+
+    def write_manifest(self, text: str) -> None:
+        """`pack.json`, which lists all other files and not itself."""
+        with _open(self.root / MANIFEST) as writer:
             writer.write(text.encode())
 
     def copy(self, path: str, role: str, source: Path) -> None:
@@ -98,21 +97,25 @@ class PackFolder:
     @contextlib.contextmanager
     def create_neighbour(self, final: Path, role: str) -> Iterator[HashingWriter]:
         """A new file outside the pack, beside the base; it appears together with the pack."""
-        waiting = final.with_name(f".{final.name}.{self.root.name}")
+        # Not two dots in a row: onnx takes them for a way out of the folder.
+        waiting = final.with_name(f".{final.name}.{self.root.name.lstrip('.')}")
         path = self.relative(final)
+        self._check_free(path)
+        if path not in self.replaceable and (final.exists() or final.is_symlink()):
+            raise PackError(
+                "a file is in the way that does not belong to the pack which is being replaced",
+                where=Where(file=final),
+                hint="delete it if an earlier build left it, or choose another output name",
+            )
         self.neighbours.append((waiting, final))
-        try:
-            with waiting.open("wb") as file:
-                writer = HashingWriter(file)
-                yield writer
-        except OSError as error:
-            raise _cannot_write(final, error) from error
+        with _open(waiting) as writer:
+            yield writer
         self.files[path] = self._packed(path, role, None, writer.size, writer.sha256())
 
     def relative(self, path: Path) -> str:
         """A path as seen from the finished pack, with forward slashes."""
         try:
-            return Path(os.path.relpath(path.absolute(), self.output.absolute())).as_posix()
+            return Path(os.path.relpath(path.absolute(), self.output)).as_posix()
         except ValueError as error:
             raise PackError(
                 "the output lies on another drive than the base graph",
@@ -133,98 +136,35 @@ class PackFolder:
         return PackedFile(path, self.target, role, use_case, size, sha256)
 
     def _target(self, path: str) -> Path:
-        if path in self.files:
-            raise PackError(
-                f"two parts of the pack want to write {path!r}", where=Where(file=Path(path))
-            )
+        self._check_free(path)
         target = self.root / path
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise cannot_write(target, error) from error
         return target
 
-
-class OutputTransaction:
-    """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end."""
-
-    def __init__(self, output: Path, *, force: bool) -> None:
-        """Raises PackError at once if `output` exists and may not be replaced."""
-        self._output = output
-        self._force = force
-        _check_output(output, force)
-
-    def __enter__(self) -> PackFolder:
-        parent = self._output.absolute().parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            staging = tempfile.mkdtemp(prefix=f".{self._output.name}.", suffix=".part", dir=parent)
-        except OSError as error:
-            raise _cannot_write(parent, error) from error
-        self._folder = PackFolder(Path(staging), self._output)
-        return self._folder
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._publish()
-        finally:
-            shutil.rmtree(self._folder.root, ignore_errors=True)
-            for waiting, _ in self._folder.neighbours:
-                waiting.unlink(missing_ok=True)
-
-    def _publish(self) -> None:
-        retired: Path | None = None
-        staging = self._folder.root
-        staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            if self._output.exists():
-                _check_output(self._output, self._force)
-                retired = staging.with_suffix(".old")
-                self._output.rename(retired)
-            staging.rename(self._output)
-            for waiting, final in self._folder.neighbours:
-                waiting.replace(final)
-        except OSError as error:
-            if retired is not None and not self._output.exists():
-                retired.rename(self._output)
-            raise _cannot_write(self._output, error) from error
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
+    def _check_free(self, path: str) -> None:
+        if path in self.files:
+            raise PackError(
+                f"two parts of the pack want to write {path!r}", where=Where(file=Path(path))
+            )
 
 
-def _check_output(output: Path, force: bool) -> None:
-    if not output.exists() and not output.is_symlink():
-        return
-    where = Where(file=output)
-    if not output.is_dir() or output.is_symlink():
-        raise PackError(
-            "the output path is taken by something that is not a folder",
-            where=where,
-            hint="choose another output folder",
-        )
-    is_pack = (output / MANIFEST).is_file()
-    if not is_pack and any(output.iterdir()):
-        raise PackError(
-            f"the output folder holds files and no {MANIFEST}: it is not a pack, and will not be "
-            "replaced, not even with --force",
-            where=where,
-            hint="choose another output folder, or empty this one",
-        )
-    if is_pack and not force:
-        raise PackError(
-            "the output folder already holds a pack",
-            where=where,
-            hint="add --force to replace it, or choose another folder",
-        )
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[HashingWriter]:
+    """A new file; OSErrors become PackErrors, errors of what is being written pass as they are."""
+    try:
+        with path.open("wb") as file:
+            yield HashingWriter(file)
+    except LoraQuantError:
+        raise  # some of them are OSErrors as well
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> PackError:
+def cannot_write(path: Path, error: OSError) -> PackError:
+    """The error for a file or folder that the system does not let us write."""
     return PackError(
         f"cannot write: {error.strerror or error}",
         where=Where(file=path),

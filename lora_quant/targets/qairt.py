@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lora_quant.config.base_model import to_document
 from lora_quant.config.documents import dump_yaml
+from lora_quant.config.names import folder_key
 from lora_quant.config.output_files import LoraImporterConfig, UseCaseOutputConfig
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import encodings_text
@@ -81,7 +82,8 @@ class QairtTarget:
         base = compilation.base
         names = [record.name for record in records]
         if compilation.options.beside_base:
-            stem = f"{base.path.stem}.{folder.output.name}"
+            # onnx takes two dots in a row for a way out of the folder.
+            stem = f"{base.path.stem}.{folder.output.name}".replace("..", "_")
             zeros = f"{stem}.zeros.data"
             if base.zeros.block_size:
                 with folder.create_neighbour(base.path.parent / zeros, "graph-data") as sink:
@@ -170,10 +172,10 @@ def _lines(names: Iterable[str]) -> str:
 
 def _check_folder_names(compilation: Compilation) -> None:
     """A use case's folder must not be one of the files, nor a data file's folder."""
-    taken = {MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG}
+    taken = {folder_key(n) for n in (MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG)}
     if not compilation.options.beside_base:
         for data in compilation.base.model.data_files:
-            first = data.location.split("/")[0]
+            first = folder_key(data.location.split("/")[0])
             if first in taken:
                 raise PackError(
                     f"the base's data file {data.location!r} has the name of a file of the pack",
@@ -182,7 +184,7 @@ def _check_folder_names(compilation: Compilation) -> None:
                 )
             taken.add(first)
     for use_case in compilation.config.use_cases:
-        if use_case.name in taken:
+        if folder_key(use_case.name) in taken:
             raise ConfigError(
                 f"the use case name {use_case.name!r} is the name of a file of the pack",
                 where=Where(file=compilation.config_file, use_case=use_case.name),

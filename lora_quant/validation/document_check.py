@@ -20,7 +20,7 @@ from lora_quant.config.manifest import read_manifest
 from lora_quant.config.output_files import read_importer_config, read_output_files
 from lora_quant.config.run_config import read_run_config
 from lora_quant.encodings.encoding_file import EncodingFile
-from lora_quant.encodings.files import read_encodings
+from lora_quant.encodings.files import encodings_of
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.from_errors import finding_of
@@ -38,7 +38,6 @@ _READERS: dict[Kind, Callable[[Path], Any]] = {
     Kind.OUTPUT_FILES: read_output_files,
     Kind.RUN_CONFIG: read_run_config,
     Kind.MANIFEST: read_manifest,
-    **dict.fromkeys(ENCODINGS, read_encodings),
 }
 
 
@@ -79,10 +78,14 @@ def check_document(
         finding = unrecognised(shown, document.value, severity=unknown)
         return DocumentCheck(None, (finding,), document)
     findings = check_schema(document, kind, depth) if kind in SCHEMA_NAMES else ()
-    if findings or kind not in _READERS:
+    if findings or kind not in (*_READERS, *ENCODINGS):
         return DocumentCheck(kind, findings, document)
     try:
-        content = _READERS[kind](path)
+        # Encodings are the largest files: what was parsed for the schema serves the reader.
+        is_encodings = kind in ENCODINGS
+        content = (
+            encodings_of(document.value, source=path) if is_encodings else _READERS[kind](path)
+        )
     except LoraQuantError as error:
         return DocumentCheck(kind, (finding_of(error, shown=shown),), document)
     if isinstance(content, EncodingFile):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import TargetRecord
@@ -59,10 +59,13 @@ def check_pack(
 def _check_target(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     yield from check_use_case_files(view, target)
     names_files = list(view.files(target, "lora-tensor-names"))
-    # A graph finds its data by name, so it cannot be opened while its data has another name.
-    if not any(view.waits(file) for file in view.files(target, "graph-data")):
-        for file in view.files(target, "graph"):
-            yield from check_graph(view, file, weights_are_initializers=bool(names_files))
+    waiting = {
+        PurePosixPath(file.path).name: view.locate(file.path).name
+        for file in view.files(target, "graph-data")
+        if view.waits(file)
+    }
+    for file in view.files(target, "graph"):
+        yield from check_graph(view, file, waiting, weights_are_initializers=bool(names_files))
     for file in names_files:
         yield from check_tensor_names(view, file)
     for role, kind in _CONFIGS.items():

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_quant.config.manifest_records import PackFile
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
-from lora_quant.graph.model_file import ModelFile, load_model
+from lora_quant.graph.model_file import ModelFile
 from lora_quant.graph.saving import check_model_file
 from lora_quant.validation.from_errors import finding_of
 from lora_quant.validation.pack_view import PackView, some
 
 
 def check_graph(
-    view: PackView, file: PackFile, *, weights_are_initializers: bool
+    view: PackView,
+    file: PackFile,
+    waiting: Mapping[str, str],
+    *,
+    weights_are_initializers: bool,
 ) -> Iterator[Finding]:
     """The checker with shape inference, then names and shapes against the manifest.
 
-    The checker does not look at the length of external data; our own loader does.
+    `waiting`: final names of data files -> those that they have until the pack is published.
     """
-    path = view.locate(file.path)
     try:
-        check_model_file(path)
-        model = load_model(path)
+        model = check_model_file(view.locate(file.path), waiting)
     except LoraQuantError as error:
         yield finding_of(error, shown=view.show(file.path))
         return

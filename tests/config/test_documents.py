@@ -70,7 +70,7 @@ JSON_REFUSED: dict[str, tuple[str | bytes, str, tuple[int, int | None] | None]] 
     "overflow": ('{"a": [1, 1e999]}', "NaN and infinity are not accepted", (1, 11)),
     "lone surrogate": ('{"a": "\\ud800"}', "holds a lone surrogate", (1, 2)),
     "lone surrogate in a key": ('{"\\ud800": 1}', "holds a lone surrogate", (1, 1)),
-    "trailing comma": ("[1,]", "the text is not JSON", (1, 4)),
+    "comma without a value": ("[1,,]", "the text is not JSON", (1, 4)),
     "more after the end": ('{"a": 1} x', "the text is not JSON: Extra data", (1, 10)),
     "bottomless": ("[" * 200_000, "nested deeper than the 64 levels", None),
     "deep": ("[" * 65 + "]" * 65, "nested deeper than the 64 levels", (1, 65)),

@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.finite import read_finite
-from lora_quant.adapters.kinds.lora_pairs import find_pair, find_pairs, pair_shape
+from lora_quant.adapters.kinds.lora_pairs import find_pairs, pair_shape
 from lora_quant.adapters.kinds.lora_refusals import refuse_fields
 from lora_quant.adapters.lowered import Lowered, ModuleShape
 from lora_quant.adapters.module_match import check_targets, read_targets
@@ -70,10 +70,10 @@ class LoraRule:
         Raises AdapterError for NaN and Inf, naming the tensor.
         """
         tensors = checkpoint.tensors
-        pair = find_pair(tensors, shape.module)
-        b = read_finite(tensors, pair.b, shape.module)
+        name_a, name_b = shape.tensors
+        b = read_finite(tensors, name_b, shape.module)
         return Lowered(
-            A=read_finite(tensors, pair.a, shape.module),
+            A=read_finite(tensors, name_a, shape.module),
             B=b.reshape(b.shape[:2]),
             s=np.full(shape.rank, shape.scale),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_quant.adapters.kinds.lora_refusals import PARAMETERS, refuse_key, refuse_nested
@@ -30,25 +30,9 @@ def find_pairs(tensors: SafetensorsFile) -> Mapping[str, Pair]:
     Raises UnsupportedAdapterError for a tensor that is no A or B, AdapterError for a lone or a
     repeated one and for two adapters in one file.
     """
-    return _collect(tensors, tensors.names)
-
-
-def find_pair(tensors: SafetensorsFile, module: str) -> Pair:
-    """The two tensors of one module; AdapterError if it has none."""
-    # a test for a part of the name is far cheaper than taking every name of the file apart
-    pair = _collect(tensors, (name for name in tensors.names if module in name)).get(module)
-    if pair is None:
-        raise AdapterError(
-            "the checkpoint does not adapt this module",
-            where=Where(file=tensors.path, module=module),
-        )
-    return pair
-
-
-def _collect(tensors: SafetensorsFile, keys: Iterable[str]) -> Mapping[str, Pair]:
     found: dict[str, dict[str, RoutedKey]] = {}
     names: dict[str | None, str] = {}
-    routed = route_keys(keys, PARAMETERS)
+    routed = route_keys(tensors.names, PARAMETERS)
     # adapter tensors first: what they are explains the replacements that come with them
     for key in sorted(routed, key=lambda key: key.role is not Role.ADAPTER):
         if key.role is not Role.ADAPTER or key.suffix not in (_A, _B):
@@ -138,4 +122,6 @@ def pair_shape(module: str, pair: Pair, tensors: SafetensorsFile) -> ModuleShape
             where=where,
             hint="A and B are not of one training; save the adapter again",
         )
-    return ModuleShape(module, rank, in_features, out_features, tuple(kernel))
+    return ModuleShape(
+        module, rank, in_features, out_features, tuple(kernel), tensors=(pair.a, pair.b)
+    )

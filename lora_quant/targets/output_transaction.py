@@ -1,0 +1,178 @@
+"""Publishing a pack: it appears whole or not at all.
+
+The pack grows in a hidden folder beside the output and appears by renaming. A build that fails or
+is interrupted leaves what was there before, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from lora_quant.config.manifest import read_manifest
+from lora_quant.errors import LoraQuantError, PackError, Where
+from lora_quant.graph.data_files import sha256_of
+from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write
+
+_MOST_NAMES = 3
+
+
+class OutputTransaction:
+    """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end."""
+
+    def __init__(self, output: Path, *, force: bool) -> None:
+        """Raises PackError at once if `output` exists and may not be replaced."""
+        self._output = Path(os.path.normpath(output.absolute()))
+        self._old_neighbours = _check_output(self._output, force)
+        self._force = force
+        self._made_parents: list[Path] = []
+
+    def __enter__(self) -> PackFolder:
+        parent = self._output.parent
+        self._made_parents = [p for p in (parent, *parent.parents) if not p.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            staging = tempfile.mkdtemp(prefix=f".{self._output.name}.", suffix=".part", dir=parent)
+        except OSError as error:
+            self._remove_parents()
+            raise cannot_write(parent, error) from error
+        self._folder = PackFolder(
+            Path(staging), self._output, replaceable=frozenset(self._old_neighbours)
+        )
+        return self._folder
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        published = False
+        try:
+            if kind is None:
+                self._publish()
+                published = True
+        finally:
+            _remove(self._folder.root, *(waiting for waiting, _ in self._folder.neighbours))
+            if not published:
+                self._remove_parents()
+
+    def _publish(self) -> None:
+        staging = self._folder.root
+        retired: list[Path] = []
+        moves: list[tuple[Path, Path]] = []
+        try:
+            staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+            _check_output(self._output, self._force)
+            pairs = [(staging, self._output), *self._folder.neighbours]
+            for waiting, final in pairs:
+                if final.exists():
+                    retired.append(waiting.with_name(f"{waiting.name}.old"))
+                    moves.append((final, retired[-1]))
+                    final.rename(retired[-1])
+                moves.append((waiting, final))
+                waiting.rename(final)
+        except BaseException as error:
+            for source, target in reversed(moves):
+                if not source.exists():  # an interrupt or an error may precede the rename
+                    target.rename(source)
+            if isinstance(error, OSError) and not isinstance(error, LoraQuantError):
+                raise cannot_write(self._output, error) from error
+            raise
+        _remove(*retired, *self._stale_neighbours())
+
+    def _stale_neighbours(self) -> Iterator[Path]:
+        """Files that the replaced pack had beside its base and the new one has not."""
+        for path, sha256 in self._old_neighbours.items():
+            file = self._output / path
+            if path not in self._folder.files and file.is_file() and sha256_of(file) == sha256:
+                yield file
+
+    def _remove_parents(self) -> None:
+        with contextlib.suppress(OSError):  # somebody else put something into them
+            for parent in self._made_parents:
+                parent.rmdir()
+
+
+def _remove(*paths: Path) -> None:
+    """Delete files and folders that may be there; an interrupt is obeyed when they are gone."""
+    try:
+        _remove_all(paths)
+    except KeyboardInterrupt:
+        _remove_all(paths)
+        raise
+
+
+def _remove_all(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _check_output(output: Path, force: bool) -> Mapping[str, str]:
+    """Raise PackError unless the pack may appear at `output`.
+
+    Returns the files that a pack which is there has outside of it: path -> SHA-256.
+    """
+    if not output.exists() and not output.is_symlink():
+        return {}
+    where = Where(file=output)
+    if not output.is_dir() or output.is_symlink():
+        raise PackError(
+            "the output path is taken by something that is not a folder",
+            where=where,
+            hint="choose another output folder",
+        )
+    if not any(output.iterdir()):
+        return {}
+    if not (output / MANIFEST).is_file():
+        raise PackError(
+            f"the output folder holds files and no {MANIFEST}: it is not a pack, and will not be "
+            "replaced, not even with --force",
+            where=where,
+            hint="choose another output folder, or empty this one",
+        )
+    if not force:
+        raise PackError(
+            "the output folder already holds a pack",
+            where=where,
+            hint="add --force to replace it, or choose another folder",
+        )
+    return _files_outside(output)
+
+
+def _files_outside(output: Path) -> Mapping[str, str]:
+    """Check that a pack is ours to delete: readable, and without files that it does not list."""
+    try:
+        manifest = read_manifest(output / MANIFEST)
+    except LoraQuantError as error:
+        raise PackError(
+            f"the {MANIFEST} in the output folder is not that of a pack, so the folder will not be "
+            f"replaced, not even with --force: {error.message}",
+            where=Where(file=output / MANIFEST),
+            hint="choose another output folder, or empty this one",
+        ) from error
+    recorded = {f.path: f.sha256 for target in manifest.targets for f in target.files}
+    foreign = sorted(
+        path.relative_to(output).as_posix()
+        for path in output.rglob("*")
+        if (path.is_symlink() or not path.is_dir())
+        and path.relative_to(output).as_posix() not in {MANIFEST, *recorded}
+    )
+    if foreign:
+        shown = ", ".join(repr(name) for name in foreign[:_MOST_NAMES])
+        more = f" and {len(foreign) - _MOST_NAMES} more" if len(foreign) > _MOST_NAMES else ""
+        raise PackError(
+            f"the output folder holds files that are not part of its pack: {shown}{more}",
+            where=Where(file=output),
+            hint="move them away, or choose another output folder",
+        )
+    return {path: sha256 for path, sha256 in recorded.items() if path.startswith("../")}

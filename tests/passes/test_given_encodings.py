@@ -1,0 +1,300 @@
+"""Files that bring less, more or something else than the branches of a use case need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lora_quant.api import build
+from lora_quant.config.options import BuildOptions
+from lora_quant.errors import EncodingsError
+from lora_quant.findings import Finding
+from tests.passes.test_expected_encodings import (
+    BASE,
+    branch_names,
+    given,
+    overrides,
+    without_name,
+)
+from tests.sample import TONE, Document, copy_sample, edit_json, edit_yaml, entries, keep_use_cases
+
+MODULE = "model.layers.0.self_attn.q_proj"
+NAMES = branch_names(MODULE)
+SECTIONS = ("activation_encodings", "param_encodings")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The sample with the use cases `base` and `tone` alone."""
+    return keep_use_cases(copy_sample(tmp_path), ["base", "tone"])
+
+
+def tone_file(config: Path) -> Path:
+    return config.parent / "encodings" / "tone.encodings"
+
+
+def keep(path: Path, condition: Any) -> None:
+    """Keep the entries of an encodings file that fulfil a condition."""
+
+    def cut(document: Document) -> None:
+        for section in SECTIONS:
+            document[section] = [e for e in document[section] if condition(e)]
+
+    edit_json(path, cut)
+
+
+def edit_entry(path: Path, name: str, **fields: Any) -> None:
+    def change(document: Document) -> None:
+        for section in SECTIONS:
+            for entry in document[section]:
+                if entry["name"] == name:
+                    entry.update(fields)
+
+    edit_json(path, change)
+
+
+def build_tone(config: Path, **options: Any) -> tuple[dict[str, Document], list[Finding]]:
+    result = build(config, config.parent / "out", BuildOptions(**options))
+    return overrides(result.output, "tone"), list(result.findings)
+
+
+def rules(findings: list[Finding]) -> set[str]:
+    return {f.rule for f in findings}
+
+
+def test_a_fragment_is_laid_over_the_base(config: Path) -> None:
+    """What AIMET's deployment export writes: branch tensors alone, no version, no sections."""
+    names = {branch_names(m)[role][0] for m in TONE for role in ("A", "B", "a", "m", "l")}
+    fragment = {n: without_name(e) for n, e in given("tone").items() if n in names}
+    whole, _ = build_tone(config)
+    tone_file(config).write_text(json.dumps(fragment), encoding="utf-8")
+    found, findings = build_tone(config, force=True)
+    assert found == whole
+    assert findings == []
+
+
+def test_a_missing_activation_is_named(config: Path) -> None:
+    for role in ("a", "l"):
+        keep(tone_file(config), lambda e, role=role: e["name"] != NAMES[role][0])
+    found, findings = build_tone(config)
+    missing = [f for f in findings if f.rule == "encodings/missing-activation"]
+    assert [(f.message, f.where.tensor) for f in missing] == [
+        ("no encoding for the activation a = A x", NAMES["a"][1]),
+        ("no encoding for the activation l = B m", NAMES["l"][1]),
+    ]
+    assert {f.where.use_case for f in missing} == {"tone"}
+    assert NAMES["a"][1] not in found
+    assert NAMES["m"][1] in found
+    listed = config.parent / "out" / "qairt" / "tone" / "quant_updatable_tensors.txt"
+    assert NAMES["a"][1] not in listed.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("strength", "low_factor", "high_factor"), [(1.5, 3.0, 3.0), (-0.5, -1.0, -1.0)]
+)
+def test_a_missing_m_is_computed_from_a(
+    strength: float, low_factor: float, high_factor: float, config: Path
+) -> None:
+    """m = strength * 2 * a (2 is tone's scale); a negative strength turns the range around."""
+    keep(tone_file(config), lambda e: e["name"] != NAMES["m"][0])
+
+    def change(document: Document) -> None:
+        document["use-case"][1]["adapter_alphas"] = [strength]
+
+    found, findings = build_tone(edit_yaml(config, change))
+    assert "encodings/computed-activation" in rules(findings)
+    a, m = found[NAMES["a"][1]], found[NAMES["m"][1]]
+    (a_scale,), (a_offset,) = a["scale"], a["offset"]
+    (m_scale,), (m_offset,) = m["scale"], m["offset"]
+    wanted = sorted((a_offset * a_scale * low_factor, (a_offset + 65535) * a_scale * high_factor))
+    # A grid whose offset is rounded misses an end of the range by at most half a step.
+    assert m_offset * m_scale == pytest.approx(wanted[0], abs=m_scale * 0.51)
+    assert (m_offset + 65535) * m_scale == pytest.approx(wanted[1], abs=m_scale * 0.51)
+    assert (m["bw"], m["is_sym"]) == (a["bw"], a["is_sym"])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_missing_weights_are_computed_from_their_values(bits: int, config: Path) -> None:
+    """Symmetric, per channel: max(-min / 2**(bits-1), max / (2**(bits-1) - 1)) in float32."""
+    for role in ("A", "B"):
+        for module in TONE:
+            name = branch_names(module)[role][0]
+            keep(tone_file(config), lambda e, name=name: e["name"] != name)
+    found, findings = build_tone(config, weight_bits=bits)
+    assert findings == []
+    weights = load_file(config.parent / "out" / "qairt" / "tone" / "lora_weights.safetensors")
+    half = 2 ** (bits - 1)
+    for role in ("A", "B"):
+        name = NAMES[role][1]
+        values = weights[name].astype(np.float64)  # [in, R] and [R, out]: channels in axis 1
+        expected = np.maximum(-values.min(axis=0) / half, values.max(axis=0) / (half - 1))
+        expected = expected.astype(np.float32).astype(np.float64)
+        assert found[name]["enc_type"] == "PER_CHANNEL"
+        assert (found[name]["bw"], found[name]["is_sym"]) == (bits, True)
+        assert found[name]["scale"] == expected.tolist()
+        assert set(found[name]["offset"]) == {-half}
+
+
+def test_a_use_case_without_encodings_in_a_quantized_build(config: Path) -> None:
+    """`quant_overrides: null`: weights are computed, every activation is reported by name."""
+
+    def strip(document: Document) -> None:
+        document["use-case"][1]["quant_overrides"] = None
+        document["use-case"][1].pop("quant_updatable_tensors")
+
+    found, findings = build_tone(edit_yaml(config, strip))
+    missing = {f.where.tensor for f in findings if f.rule == "encodings/missing-activation"}
+    assert missing == {branch_names(m)[role][1] for m in TONE for role in ("a", "m", "l")}
+    assert {branch_names(m)[role][1] for m in TONE for role in ("A", "B")} <= set(found)
+    assert {name: found[name] for name in BASE} == BASE
+
+
+def test_a_base_without_encodings_is_represented_by_a_use_case(config: Path) -> None:
+    def strip(document: Document) -> None:
+        document["use-case"][0].pop("quant_overrides")
+
+    found, findings = build_tone(edit_yaml(config, strip))
+    assert rules(findings) == {"encodings/no-base"}
+    assert "those of 'tone' stand for the base" in findings[0].message
+    assert found["logits"] == BASE["logits"]
+
+
+def test_encodings_of_no_tensor_are_named(config: Path) -> None:
+    def add(document: Document) -> None:
+        first = document["activation_encodings"][0]
+        document["activation_encodings"].append({**first, "name": "/elsewhere/MatMul_output_0"})
+
+    edit_json(tone_file(config), add)
+    _, findings = build_tone(config)
+    assert rules(findings) == {"encodings/unknown-tensor"}
+    assert "'/elsewhere/MatMul_output_0'" in findings[0].message
+    assert findings[0].where.use_case == "tone"
+
+
+def test_a_weight_that_its_grid_clips_is_named(config: Path) -> None:
+    name = NAMES["A"][0]
+    scales = given("tone")[name]["scale"]
+    edit_entry(tone_file(config), name, scale=[s / 2 for s in scales])
+    _, findings = build_tone(config)
+    (finding,) = findings
+    assert finding.rule == "encodings/weight-clips"
+    assert finding.where.tensor == NAMES["A"][1]
+    assert "the given encoding ends before the values do: values reach" in finding.message
+
+
+def test_a_strength_outside_of_the_alpha_input_s_range_is_named(config: Path) -> None:
+    def add(document: Document) -> None:
+        grid = {"bw": 16, "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": False}
+        entry = {**grid, "name": "lora_alpha", "offset": [0], "scale": [0.5 / 65535]}
+        document["activation_encodings"].append(entry)
+
+    edit_json(config.parent / "encodings" / "base.encodings", add)
+    found, findings = build_tone(config)
+    assert rules(findings) == {"encodings/alpha-clips"}
+    assert findings[0].message == (
+        "strength 1 of adapter 'tone' is outside the range [0, 0.5] of the alpha input and would "
+        "clip"
+    )
+    assert found["lora_alpha"]["scale"] == [0.5 / 65535]
+
+
+@pytest.mark.parametrize(
+    ("role", "count", "text"),
+    [
+        ("A", 3, "lora_A has 3 scales per channel; the adapters of use case 'tone' have 4 ranks"),
+        ("A", 9, "lora_A has 9 scales per channel; the adapters of use case 'tone' have 4 ranks"),
+        ("B", 63, "lora_B has 63 scales per channel, the module has 64 output features"),
+    ],
+)
+def test_a_wrong_number_of_scales_is_refused(
+    role: str, count: int, text: str, config: Path
+) -> None:
+    edit_entry(tone_file(config), NAMES[role][0], scale=[0.01] * count, offset=[-128] * count)
+    with pytest.raises(EncodingsError) as caught:
+        build_tone(config)
+    assert text in str(caught.value)
+    assert caught.value.where.tensor == NAMES[role][1]
+    assert caught.value.where.file == tone_file(config)
+
+
+def test_lora_a_padded_at_the_tail_is_taken(tmp_path: Path) -> None:
+    """tone (rank 4) in a graph of R = 12 whose file pads A to 6 scales."""
+    config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "both"])
+    scales = given("tone")[NAMES["A"][0]]["scale"]
+    edit_entry(tone_file(config), NAMES["A"][0], scale=[*scales, 1e-5, 1e-5], offset=[-128] * 6)
+    found, findings = build_tone(config)
+    assert found[NAMES["A"][1]]["scale"] == [*scales, 1e-5, 1e-5, *[max(scales)] * 6]
+    assert findings == []
+
+
+def test_per_tensor_weights_stay_per_tensor(config: Path) -> None:
+    """What holds for one grid of A holds for all ranks: there is nothing to move."""
+    for role, scale in (("A", 0.02), ("B", 0.01)):
+        for module in TONE:
+            name = branch_names(module)[role][0]
+            fields = {"enc_type": "PER_TENSOR", "scale": [scale], "offset": [-128]}
+            edit_entry(tone_file(config), name, **fields)
+    found, _ = build_tone(config)
+    assert found[NAMES["A"][1]]["scale"] == [0.02]
+    assert found[NAMES["A"][1]]["enc_type"] == "PER_TENSOR"
+    assert found[NAMES["B"][1]]["scale"] == [0.01]
+
+
+def test_a_rank_of_1_is_per_channel_in_0_6_1(tmp_path: Path) -> None:
+    """0.6.1 cannot tell one channel from per tensor; its header says what was meant."""
+    config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "legal"])
+    folder = config.parent / "adapters" / "tone"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    cut = {
+        n: np.ascontiguousarray(v[:1] if "lora_A" in n else v[:, :1]) for n, v in tensors.items()
+    }
+    save_file(cut, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_json(folder / "adapter_config.json", lambda d: d.update(r=1, lora_alpha=2))
+    source = given("tone")
+    old: Document = {
+        "version": "0.6.1",
+        "quantizer_args": {"per_channel_quantization": True},
+        **{section: {} for section in SECTIONS},
+    }
+    for name, entry in source.items():
+        section = SECTIONS[name.endswith(".weight") and entry["enc_type"] == "PER_CHANNEL"]
+        size = 1 if "lora_A.weight" in name else len(entry["scale"])
+        old[section][name] = [
+            {
+                "bitwidth": entry["bw"],
+                "dtype": "int",
+                "is_symmetric": str(entry["is_sym"]),
+                "scale": scale,
+                "offset": entry["offset"][0],
+                "min": entry["offset"][0] * scale,
+                "max": (entry["offset"][0] + 2 ** entry["bw"] - 1) * scale,
+            }
+            for scale in entry["scale"][:size]
+        ]
+    tone_file(config).write_text(json.dumps(old), encoding="utf-8")
+    found, _ = build_tone(config)
+    scale = source[NAMES["A"][0]]["scale"][0]
+    assert found[NAMES["A"][1]]["enc_type"] == "PER_CHANNEL"
+    assert found[NAMES["A"][1]]["scale"] == [scale] * 8
+
+
+def test_a_module_that_is_switched_off(config: Path) -> None:
+    """alpha_pattern of 0: B is zero, and m is still s * a since s is shared."""
+    edit_json(
+        config.parent / "adapters" / "tone" / "adapter_config.json",
+        lambda d: d.update(alpha_pattern={"layers.0.self_attn.q_proj": 0}),
+    )
+    found, findings = build_tone(config)
+    weights = load_file(config.parent / "out" / "qairt" / "tone" / "lora_weights.safetensors")
+    assert not weights[NAMES["B"][1]].any()
+    assert {f.where.tensor for f in findings if f.rule == "encodings/computed-weight"} == {
+        NAMES["B"][1]
+    }
+    a, m = found[NAMES["a"][1]], found[NAMES["m"][1]]
+    assert m["scale"] == [a["scale"][0] * 2.0]
+    assert entries(tone_file(config)) == given("tone")
