@@ -10,7 +10,6 @@ from lora_quant.adapters.lowered import FloatArray
 from lora_quant.adapters.safetensors_file import SafetensorsFile
 from lora_quant.errors import AdapterError, Where
 
-
 # NumPy converts every half to float32 to look at it; its exponent bits tell as much.
 _EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.config.options import BuildOptions
+from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.findings import Finding
 from lora_quant.graph.attach import Resolution
 from lora_quant.graph.base import BaseGraph
@@ -18,7 +19,6 @@ from lora_quant.passes.updatable import UpdatableTensors
 
 if TYPE_CHECKING:
     from lora_quant.config.lora_config import LoraConfig
-    from lora_quant.passes.merged import MergedEncodings
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,6 +28,17 @@ class Staging(Protocol):
 
     root: Path
     output: Path
+
+
+class CompleteEncodings(Protocol):
+    """Encodings of the final graph (see lora_quant.passes.merging.merged)."""
+
+    @property
+    def base(self) -> EncodingFile:
+        """Those of the graph as it is initialised."""
+
+    def for_use_case(self, name: str, ranges: Any) -> tuple[EncodingFile, tuple[Finding, ...]]:
+        """Those of one use case, whose weights have these ranges, and what was noticed."""
 
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
@@ -53,7 +64,7 @@ class Compilation:
     slots: SlotTable | None = None
     branched: BranchedGraph | None = None
     updatable: UpdatableTensors | None = None
-    merged: MergedEncodings | None = None
+    merged: CompleteEncodings | None = None
     progress: Progress = field(default=no_progress)
 
     def with_findings(self, *findings: Finding) -> Compilation:

@@ -25,20 +25,20 @@ from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.graph.weight_layouts import branch_layouts, weight_layouts
-from lora_quant.passes.branch_encodings import UseCaseEncodings
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ENCODINGS_MERGED, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult
-from lora_quant.passes.merged import MergedEncodings, check_structure
-from lora_quant.passes.select_updatable import branch_activations, lora_weights
-from lora_quant.passes.tensor_names import TensorNames
-from lora_quant.passes.updatable import Mode, UpdatableTensors
-from lora_quant.passes.updatable_lists import updatable_findings
-from lora_quant.passes.use_case_encodings import (
+from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.merged import MergedEncodings, check_structure
+from lora_quant.passes.merging.tensor_names import TensorNames
+from lora_quant.passes.merging.updatable_lists import updatable_findings
+from lora_quant.passes.merging.use_case_encodings import (
     EncodingsReader,
     alpha_encoding,
     alpha_findings,
 )
+from lora_quant.passes.select_updatable import branch_activations, lora_weights
+from lora_quant.passes.updatable import Mode, UpdatableTensors
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class MergeEncodings:
             return PassResult(compilation, changed=False)
         branched: BranchedGraph = compilation.having("branched")
         names = TensorNames(branched, compilation.base.index.names, compilation.having("adapters"))
-        base = _in_our_names(read_encodings(source.encodings), names, branched)
+        file = read_encodings(source.encodings)
+        base = _in_our_names(file, names, branched)
         alpha = alpha_encoding(compilation, base.encodings.get(branched.scale.alpha.name))
-        reader = EncodingsReader(compilation, names, alpha)
+        reader = EncodingsReader(compilation, names, alpha, source.encodings, file)
         compilation = compilation.with_findings(*alpha_findings(compilation, alpha))
         if source.adapter_names:
             compilation = compilation.with_findings(_no_base(source))

@@ -42,8 +42,8 @@ def untrained_targets(
         yield Finding(
             rule="adapter/untrained-target",
             severity=Severity.WARNING,
-            message=f"adapter {adapter.name!r} targets {len(missing)} modules of the graph that its "
-            f"file has no tensors for: {shown}" + (f" and {more} more" if more > 0 else ""),
+            message=f"adapter {adapter.name!r} targets {len(missing)} modules of the graph for "
+            f"which its file has no tensors: {shown}" + (f" and {more} more" if more > 0 else ""),
             where=adapter.checkpoint.config.where("target_modules"),
             hint="they stay as in the base; if they were trained, the checkpoint is incomplete",
         )
@@ -52,7 +52,7 @@ def untrained_targets(
 def _linear_modules(
     catalog: LinearCatalog, mapping: Mapping[str, list[str]] | None
 ) -> Iterator[tuple[str, str]]:
-    """Module path and product of every linear node, in the mapping's spelling where there is one."""
+    """Module path and product of every linear node, as the mapping spells it if there is one."""
     if mapping is None:
         for product, paths in catalog.paths.items():
             if paths:

@@ -11,7 +11,6 @@ qairt/<use case>/quant_updatable_tensors.txt
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,7 @@ from lora_quant.graph.records import BranchedGraph, TensorRecord
 from lora_quant.graph.saving import graph_bytes
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import branch_factors, expansion_matrix
-from lora_quant.passes.merged import MergedEncodings
-from lora_quant.passes.weight_ranges import WeightRanges
+from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.targets.pack_folder import HashingWriter, PackFolder
 from lora_quant.targets.safetensors_writer import write_safetensors
 
@@ -60,7 +58,7 @@ class QairtTarget:
         model = self._write_graph(compilation, folder, records)
         names = _lines(record.name for record in records)
         folder.write_text(f"{self.name}/{TENSOR_NAMES}", "lora-tensor-names", names)
-        merged: MergedEncodings | None = compilation.merged
+        merged = compilation.merged
         if merged is not None:
             with folder.create(f"{self.name}/{BASE_ENCODINGS}", "base-encodings") as sink:
                 _write_encodings(merged.base, sink)
@@ -111,7 +109,7 @@ class QairtTarget:
         records: tuple[TensorRecord, ...],
     ) -> tuple[Finding, ...]:
         place = f"{self.name}/{name}"
-        merged: MergedEncodings | None = compilation.merged
+        merged = compilation.merged
         updatable = compilation.having("updatable").encodings
         findings: tuple[Finding, ...] = ()
         ranges = WeightRanges() if merged is not None else None
@@ -128,10 +126,11 @@ class QairtTarget:
         return findings
 
     def _importer_item(self, name: str, model: str, has_encodings: bool) -> UseCaseOutputConfig:
-        """Paths are relative to the folder of the importer config."""
+        """Paths are relative to the folder of the importer config; `model` is to the pack's."""
+        inside = model.startswith(f"{self.name}/")
         return UseCaseOutputConfig(
             name=name,
-            model_name=Path(os.path.relpath(model, self.name)),
+            model_name=Path(model.removeprefix(f"{self.name}/") if inside else f"../{model}"),
             lora_weights=Path(name, WEIGHTS),
             quant_overrides=Path(name, OVERRIDES) if has_encodings else None,
         )

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 import onnxruntime as ort
-import onnxruntime_qnn as qnn
+import onnxruntime_qnn as qnn  # type: ignore[import-not-found, unused-ignore]
 
 HTP_ARCH = "73"
 MOST_MEMORY = 12 * 2**30

@@ -25,13 +25,13 @@ from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import BuildResult, build
 from lora_quant.config.options import AlphaLayout, BuildOptions
-from tests.heavy import run_on_htp
 from tests.heavy.aimet_sim import encodings_path, load, pack_model, simulate, sqnr
 from tests.sample import ALPHAS, CONFIG, SAMPLE
 
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
 
 Array = NDArray[Any]
+RUNNER = Path(__file__).with_name("run_on_htp.py")
 WIDTH, HIDDEN = 32, 48
 SECONDS = 30  # the slowest graph that compiles takes 6
 PROMPT = load_file(SAMPLE / "reference" / "inputs.safetensors")["input_ids"][:1]
@@ -48,7 +48,7 @@ def on_htp(model: ModelProto, feeds: Mapping[str, Array], work: Path) -> tuple[A
     """The first output on the HTP and on the CPU."""
     onnx.save(model, str(work / "qdq.onnx"))
     np.savez(work / "feeds.npz", **dict(feeds))
-    command = [sys.executable, run_on_htp.__file__, "qdq.onnx", "feeds.npz", "result.npz"]
+    command = [sys.executable, str(RUNNER), "qdq.onnx", "feeds.npz", "result.npz"]
     try:
         done = subprocess.run(
             command, cwd=work, capture_output=True, text=True, timeout=SECONDS, check=False

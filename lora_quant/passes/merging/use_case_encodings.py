@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,23 +18,28 @@ from lora_quant.encodings.files import read_encodings
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
-from lora_quant.passes.branch_encodings import BranchFitter, UseCaseEncodings
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.contributions import Contribution, contributions
 from lora_quant.passes.factors import branch_factors, expansion_matrix
-from lora_quant.passes.tensor_names import TensorNames, Translation
-from lora_quant.passes.weight_ranges import WeightRanges, channel_axes
+from lora_quant.passes.merging.branch_encodings import BranchFitter, UseCaseEncodings
+from lora_quant.passes.merging.contributions import Contribution, contributions
+from lora_quant.passes.merging.tensor_names import TensorNames, Translation
+from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
 
 _MOST_NAMES = 5
 
 
 @dataclass(frozen=True, eq=False)
 class EncodingsReader:
-    """Reads use cases of one compilation; `alpha` is the encoding of the alpha input."""
+    """Reads use cases of one compilation; `alpha` is the encoding of the alpha input.
+
+    `base_file` is the content of `base_path`, which is read once however many use cases name it.
+    """
 
     compilation: Compilation
     names: TensorNames
     alpha: Encoding
+    base_path: Path
+    base_file: EncodingFile
 
     def read(self, use_case: UseCaseInputConfig, ranges: WeightRanges | None) -> UseCaseEncodings:
         """Encodings of every tensor that the use case has one for.
@@ -42,7 +48,7 @@ class EncodingsReader:
         only if the file lacks an encoding for one of them.
         """
         branched: BranchedGraph = self.compilation.having("branched")
-        file = read_encodings(use_case.encodings) if use_case.encodings else None
+        file = self._file(use_case.encodings)
         translation = self.names.translate(file.encodings if file else ())
         encodings = (
             {tensor: file.encodings[name] for tensor, name in translation.names.items()}
@@ -76,6 +82,11 @@ class EncodingsReader:
                 result.encodings[branch.h] = encodings[branch.h]
         self._scale(result, use_case)
         return result
+
+    def _file(self, path: Path | None) -> EncodingFile | None:
+        if path is None:
+            return None
+        return self.base_file if path == self.base_path else read_encodings(path)
 
     def _scale(self, result: UseCaseEncodings, use_case: UseCaseInputConfig) -> None:
         """E from its values, s and its re-layouts from the range of alpha times E.

@@ -16,10 +16,10 @@ from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.passes.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.use_case_encodings import EncodingsReader
+from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.updatable import UpdatableTensors
-from lora_quant.passes.use_case_encodings import EncodingsReader
-from lora_quant.passes.weight_ranges import WeightRanges
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from lora_quant.encodings.kinds import Granularity
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import Branch, TensorRecord
-from lora_quant.passes.contributions import Contribution
-from lora_quant.passes.weight_ranges import WeightRanges, channel_axes
+from lora_quant.passes.merging.contributions import Contribution
+from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
 
 
 @dataclass

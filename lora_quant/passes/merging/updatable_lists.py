@@ -8,8 +8,8 @@ from pathlib import Path
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.errors import ConfigError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.passes.branch_encodings import UseCaseEncodings
-from lora_quant.passes.tensor_names import TensorNames
+from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.updatable import Mode, UpdatableTensors
 
 _MOST_NAMES = 5
