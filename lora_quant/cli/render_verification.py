@@ -24,9 +24,9 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
     console = new_console()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("use case", "output"):
-        table.add_column(column)
-    for column in ("largest error", "allowed", "adapter effect", "output size", ""):
-        table.add_column(column, justify="right")
+        table.add_column(column, overflow="fold")
+    for column in ("error", "allowed", "effect", "size", ""):
+        table.add_column(column, justify="right", no_wrap=True)
     for e in result.errors:
         table.add_row(
             escape(e.use_case),
@@ -38,6 +38,10 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
             "[green]ok[/]" if e.ok else "[bold red]FAILED[/]",
         )
     console.print(table)
+    console.print(
+        "[dim]largest absolute values: error against the reference, effect of the adapters on the "
+        "output, size of the output[/]"
+    )
     exact = "[green]bit for bit[/]" if result.base_exact else "[bold red]NO LONGER THE BASE[/]"
     console.print(f"adapters off (alpha 0, zero weights) against the base graph: {exact}")
     verdict = "[bold green]verified[/]" if result.ok else "[bold red]verification failed[/]"

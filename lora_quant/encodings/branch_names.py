@@ -88,14 +88,6 @@ _PLAIN = tuple((re.compile(pattern), role) for pattern, role in PLAIN)
 _PREFIXES = ("base_model.model.", "base_model.")
 
 
-def parse_branch_name(name: str) -> BranchName | None:
-    """What one name tells by itself; None if it has no branch mark.
-
-    Without the other names of the file, a scale behind B and plain names are not recognised.
-    """
-    return find_branch_names([name]).get(name)
-
-
 def find_branch_names(
     names: Iterable[str], *, adapters: Iterable[str] = ()
 ) -> dict[str, BranchName]:

@@ -71,8 +71,6 @@ def add_branches(
         scale=record,
         max_rank=max_rank,
         slot_count=slot_count,
-        graph_inputs=tuple(v.name for v in proto.graph.input),
-        graph_outputs=tuple(v.name for v in proto.graph.output),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -125,5 +125,3 @@ class BranchedGraph:
     scale: ScaleRecord
     max_rank: int
     slot_count: int
-    graph_inputs: tuple[str, ...] = field(default=())
-    graph_outputs: tuple[str, ...] = field(default=())

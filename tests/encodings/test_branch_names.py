@@ -6,7 +6,6 @@ from lora_quant.encodings.branch_names import (
     Role,
     find_branch_names,
     module_of_path,
-    parse_branch_name,
 )
 from lora_quant.encodings.files import read_encodings
 
@@ -101,7 +100,7 @@ def test_branches_inserted_by_aimets_lora_package() -> None:
 def test_marked_names_speak_for_themselves(
     name: str, module: str, role: Role, adapter: str | None
 ) -> None:
-    parsed = parse_branch_name(name)
+    parsed = find_branch_names([name]).get(name)
     assert parsed is not None
     assert (parsed.tensor, parsed.module, parsed.role, parsed.adapter) == (
         name, module, role, adapter,
@@ -112,14 +111,14 @@ def test_marked_names_speak_for_themselves(
     "name", ["lora_alpha", "/q/lora_A/Transpose_output_0", "q.lora_magnitude_vector", "lora_"]
 )
 def test_a_marked_name_in_no_known_spelling_is_told(name: str) -> None:
-    parsed = parse_branch_name(name)
+    parsed = find_branch_names([name]).get(name)
     assert parsed is not None
     assert (parsed.module, parsed.role) == ("", None)
 
 
 @pytest.mark.parametrize("name", ["x", "q.weight", "/q/MatMul_output_0", "/Mul_output_0", ""])
 def test_other_names_are_not_of_a_branch(name: str) -> None:
-    assert parse_branch_name(name) is None
+    assert find_branch_names([name]).get(name) is None
 
 
 def test_an_add_beside_the_branchs_own_add_is_the_bias() -> None:

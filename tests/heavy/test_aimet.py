@@ -42,7 +42,7 @@ SYMMETRIC_BY_RULE = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def aimet() -> None:
     pytest.importorskip("aimet_onnx")
 

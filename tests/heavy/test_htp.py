@@ -37,7 +37,7 @@ SECONDS = 30  # the slowest graph that compiles takes 6
 PROMPT = load_file(SAMPLE / "reference" / "inputs.safetensors")["input_ids"][:1]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def engine() -> None:
     pytest.importorskip("aimet_onnx")
     if importlib.util.find_spec("onnxruntime_qnn") is None:
@@ -47,7 +47,7 @@ def engine() -> None:
 def on_htp(model: ModelProto, feeds: Mapping[str, Array], work: Path) -> tuple[Array, Array]:
     """The first output on the HTP and on the CPU."""
     onnx.save(model, str(work / "qdq.onnx"))
-    np.savez(work / "feeds.npz", **dict(feeds))
+    np.savez(work / "feeds.npz", allow_pickle=False, **feeds)
     command = [sys.executable, str(RUNNER), "qdq.onnx", "feeds.npz", "result.npz"]
     try:
         done = subprocess.run(
@@ -92,7 +92,8 @@ def mlp(tokens: int) -> ModelProto:
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
-    return (rng.standard_normal(shape) / fan_in**0.5).astype(np.float32)
+    values: Array = rng.standard_normal(shape) / fan_in**0.5
+    return values.astype(np.float32)
 
 
 def write_adapter(folder: Path, rank: int, seed: int) -> None:

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_quant.encodings.algebra import place_blocks, scaled, scatter_channels
+from lora_quant.encodings.algebra import scaled, scatter_channels
 from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.convert import TensorFacts, resolve
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import Granularity
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.records import Branch, TensorRecord
+from lora_quant.graph.records import Branch
+from lora_quant.passes.merging.block_placement import placed_blocks, resolved_blocks
 from lora_quant.passes.merging.contributions import Contribution
 from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
 
@@ -75,9 +76,10 @@ class BranchFitter:
             self._activation(result, branch.m, "m = s * a", 1.0 / (smallest or 1.0))
         self._activation(result, branch.l, "l = B m")
 
-    def lacks_weights(self, branch: Branch) -> bool:
-        """Whether the values of a branch are needed, since the file does not bring both weights."""
-        return not {branch.a_weight.name, branch.b_weight.name} <= set(self.file)
+    def needs_values(self, branch: Branch, items: tuple[Contribution, ...]) -> bool:
+        """Whether an encoding has to be computed, since the file's does not serve or is missing."""
+        given = branch.a_weight.name in self.file and branch.b_weight.name in self.file
+        return not given or _common_factor(branch, items) is None
 
     def _weight(
         self,
@@ -121,9 +123,8 @@ class BranchFitter:
         ranks = _ranks(items)
         if given.block_size is not None and given.channels is None:
             per_channel = branch.attach.linear.in_features // given.block_size
-            given = _resolved(
-                given, branch.a_weight, axis, channels=given.step_scale.size // per_channel
-            )
+            channels = given.step_scale.size // per_channel
+            given = resolved_blocks(given, branch.a_weight, axis, channels)
         count = given.channels or 0
         if self.on_our_graph and count == total:
             return given
@@ -156,12 +157,11 @@ class BranchFitter:
                 where=Where(file=self.source, use_case=self.use_case, tensor=branch.b_weight.name),
                 hint="the encodings belong to another graph",
             )
-        factors = {item.ratio * branch.attach.linear.gain for item in items}
-        if len(factors) > 1 or 0.0 in factors:
+        factor = _common_factor(branch, items)
+        if factor is None:
             return None
-        factor = abs(factors.pop())
         fitted = given if factor == 1.0 else scaled(given, factor)
-        return fitted if given.block_size is None else _placed_blocks(fitted, branch, items)
+        return fitted if given.block_size is None else placed_blocks(fitted, branch, items)
 
     def _with_axes(self, fitted: Encoding, branch: Branch, *, is_a: bool) -> Encoding:
         """The axes of our graph: the file's is of another layout, or does not tell them."""
@@ -234,40 +234,10 @@ def _times(given: Encoding, strengths: set[float]) -> Encoding:
     return from_range(min(ends), max(ends), bits=given.bits, symmetric=given.symmetric)
 
 
-def _resolved(given: Encoding, record: TensorRecord, axis: int, channels: int) -> Encoding:
-    """A flat blockwise grid with the axes of the branch's weight, for the file's own ranks."""
-    shape = list(record.shape)
-    shape[axis] = channels
-    return resolve(given, TensorFacts(tuple(shape), axis, 1 - axis))
-
-
-def _placed_blocks(given: Encoding, branch: Branch, items: tuple[Contribution, ...]) -> Encoding:
-    """Move the blocks along the ranks of B to the slots; an adapter must not end inside one."""
-    size = given.block_size or 1
-    axis = channel_axes(branch)[1]
-    if given.channels is None:
-        channels = branch.b_weight.shape[axis]
-        shape = list(branch.b_weight.shape)
-        shape[1 - axis] = given.step_scale.size // channels * size
-        given = resolve(given, TensorFacts(tuple(shape), axis, 1 - axis))
-    parts = []
-    begin = 0
-    for item in items:
-        end = begin + -(-item.rank // size)
-        parts.append((item.start, item.rank, _blocks(given, begin, end)))
-        begin = end
-    return place_blocks(parts, branch.b_weight.shape[1 - axis])
-
-
-def _blocks(encoding: Encoding, begin: int, end: int) -> Encoding:
-    """Blocks `[begin, end)` of every channel."""
-    if encoding.block_scale is not None:
-        return replace(encoding, block_scale=encoding.block_scale[:, begin:end])
-    return replace(
-        encoding,
-        scale=encoding.stored_scale[:, begin:end],
-        offset=encoding.stored_offset[:, begin:end],
-    )
+def _common_factor(branch: Branch, items: tuple[Contribution, ...]) -> float | None:
+    """What B was scaled by, if it was the same for all adapters and none is switched off."""
+    factors = {abs(item.ratio * branch.attach.linear.gain) for item in items}
+    return factors.pop() if len(factors) == 1 and 0.0 not in factors else None
 
 
 def _ranks(items: tuple[Contribution, ...]) -> tuple[int, ...]:

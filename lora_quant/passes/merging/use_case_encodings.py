@@ -70,7 +70,8 @@ class EncodingsReader:
             weight_bits=self.compilation.options.weight_bits,
         )
         if ranges is None and any(
-            fitter.lacks_weights(branched.branches[number]) for number in active
+            fitter.needs_values(branched.branches[number], items)
+            for number, items in active.items()
         ):
             ranges = WeightRanges()
             for factors in branch_factors(self.compilation, use_case.name):
