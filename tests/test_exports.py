@@ -43,7 +43,7 @@ def config_for(exporter: str) -> LoraConfig:
 
 def logits(pack: Path, exporter: str, use_case: str, alpha: float) -> Array:
     inputs = load_file(EXPORTS / exporter / "inputs.safetensors")
-    inputs["lora_alpha"] = np.array([alpha], np.float32)
+    inputs["lora_alpha"] = np.array([alpha, 0.0], np.float32)  # the second slot is idle
     weights = pack / "qairt" / use_case / "lora_weights.safetensors"
     outputs = run_use_case(pack / "qairt" / "model.onnx", weights, inputs)
     return next(iter(outputs.values()))

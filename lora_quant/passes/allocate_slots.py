@@ -2,8 +2,9 @@
 
     both = 1.0 * tone (rank 4) + 0.6 * legal (rank 8)  ->  tone [0, 4), legal [4, 12)
 
-R is the largest sum of ranks over the use cases, S the largest number of adapters in one. With
-blockwise weights, slots start at multiples of the block size (`rank_multiple`).
+R is the largest sum of ranks over the use cases, S the largest number of adapters in one, but
+neither is below 2. With blockwise weights, slots start at multiples of the block size
+(`rank_multiple`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, SLOTS_ALLOCATED
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.passes.slots import Slot, SlotTable
+
+# A quantized product of [1, 1] by [1, N], as alpha @ E of a single slot or B of rank 1 for a single
+# token, keeps the compiler of the HTP busy without end (QNN 2.51). One idle entry avoids it.
+_LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class AllocateSlots:
                 hint="list adapters in `adapter_names` of at least one use case",
             )
         table = SlotTable(
-            max_rank=max_rank,
-            slot_count=max(len(slots) for slots in use_cases.values()),
+            max_rank=max(max_rank, _LEAST),
+            slot_count=max(_LEAST, *(len(slots) for slots in use_cases.values())),
             use_cases=use_cases,
         )
         return PassResult(replace(compilation, slots=table), table != compilation.slots)

@@ -15,7 +15,16 @@ from lora_quant.passes.slots import Slot, SlotTable
 from tests.adapters.builders import pair, write
 from tests.builders import attention
 from tests.conftest import Packs
-from tests.sample import FOLDED, SAMPLE, SCALES, Document, copy_sample, edit_yaml, make_float
+from tests.sample import (
+    FOLDED,
+    SAMPLE,
+    SCALES,
+    Document,
+    copy_sample,
+    edit_yaml,
+    keep_use_cases,
+    make_float,
+)
 
 Q0 = "model.layers.0.self_attn.q_proj"
 K0 = "model.layers.0.self_attn.k_proj"
@@ -161,3 +170,22 @@ def test_values_that_float16_cannot_hold(tmp_path: Path) -> None:
     assert (caught.value.where.adapter, caught.value.where.module) == ("big", module)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["big", "lora_config.yaml", "model.onnx"]
     assert adapter.is_dir()
+
+
+def test_one_adapter_of_rank_one_gets_a_graph_of_two_slots_and_two_ranks(tmp_path: Path) -> None:
+    """A product of [1, 1] by [1, N] must not occur: the HTP compiler does not finish on it."""
+    config = keep_use_cases(make_float(copy_sample(tmp_path)), ["base", "tone"])
+    write(
+        config.parent / "adapters" / "tone",
+        pair(Q0, rank=1, features=(64, 64)),
+        r=1,
+        target_modules=["q_proj"],
+    )
+    manifest = build(config, tmp_path / "out").manifest
+    assert manifest.alpha is not None
+    assert (manifest.alpha.shape, manifest.max_rank) == ((2,), 2)
+    found = weights(tmp_path / "out", "tone")
+    assert found["lora_alpha.expansion"].tolist() == [[8.0, 0.0], [0.0, 0.0]]
+    assert found[f"{Q0}.lora_A.weight"].shape == (64, 2)
+    assert not found[f"{Q0}.lora_A.weight"][:, 1].any()
+    assert not found[f"{Q0}.lora_B.weight"][1].any()
