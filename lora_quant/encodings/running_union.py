@@ -24,10 +24,19 @@ class RunningUnion:
     """Collects grids with `add`; `result` is what `union` of all of them would be."""
 
     def __init__(self) -> None:
+        self._first: Encoding | None = None
         self._lowest: Encoding | None = None
         self._highest: Encoding | None = None
         self._owned: NDArray[np.bool_] | None = None
+        self._apart = False
         self.differs = False
+
+    @property
+    def first(self) -> Encoding:
+        """The grid that was added first."""
+        if self._first is None:
+            raise EncodingsError("there are no encodings to combine")
+        return self._first
 
     def add(self, encoding: Encoding, channels: Sequence[int] | None = None) -> None:
         """Take one more grid; `channels` are those that count, the others hold filler.
@@ -37,7 +46,7 @@ class RunningUnion:
         """
         mask = _mask(encoding, channels)
         if self._lowest is None or self._highest is None:
-            self._lowest = self._highest = encoding
+            self._first = self._lowest = self._highest = encoding
             self._owned = mask
             return
         common_structure([self._lowest, encoding])
@@ -49,7 +58,7 @@ class RunningUnion:
                 f"{list(self._lowest.stored_scale.shape)} and {list(encoding.stored_scale.shape)}"
             )
         if encoding.granularity is Granularity.LPBQ:
-            self._lowest = self._highest = union([self._lowest, encoding])
+            self.differs = self._apart = self._apart or not self._lowest.same_grid(encoding)
             return
         self._differ(encoding, mask)
         self._lowest = _extreme(self._lowest, encoding, self._owned, mask, sign=-1)
@@ -58,9 +67,17 @@ class RunningUnion:
             self._owned = self._owned | mask
 
     def result(self) -> Encoding:
-        """The union; channels that never counted get the largest scale of the others."""
+        """The union; channels that never counted get the largest scale of the others.
+
+        Raises EncodingsError where `union` has none: different LPBQ or half-step grids.
+        """
         if self._lowest is None or self._highest is None:
             raise EncodingsError("there are no encodings to combine")
+        if self._apart:
+            raise EncodingsError(
+                "different LPBQ grids have no union: a compressed scale cannot cover them exactly",
+                hint="calibrate one encoding for all use cases, or use --mode adapter_only",
+            )
         covering = union([self._lowest, self._highest])
         if self._owned is None or self._owned.all() or not self._owned.any():
             return covering

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.errors import ConfigError, Where
+from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, SLOTS_ALLOCATED
 from lora_quant.passes.contract import Condition, PassResult
@@ -53,9 +54,24 @@ class AllocateSlots:
                 where=Where(file=compilation.config_file, field="use-case"),
                 hint="list adapters in `adapter_names` of at least one use case",
             )
+        negative = [_negative(name, s) for name, u in use_cases.items() for s in u if s.alpha < 0]
         table = SlotTable(
             max_rank=max(max_rank, _LEAST),
             slot_count=max(_LEAST, *(len(slots) for slots in use_cases.values())),
             use_cases=use_cases,
         )
-        return PassResult(replace(compilation, slots=table), table != compilation.slots)
+        if table == compilation.slots:
+            return PassResult(compilation, changed=False)
+        allocated = replace(compilation, slots=table).with_findings(*negative)
+        return PassResult(allocated, changed=True)
+
+
+def _negative(use_case: str, slot: Slot) -> Finding:
+    return Finding(
+        rule="slots/negative-strength",
+        severity=Severity.WARNING,
+        message=f"the strength {slot.alpha:g} of adapter {slot.adapter!r} is negative: in the "
+        "vendor's flow the range of the alpha input starts at 0, so that the device would clip it",
+        where=Where(use_case=use_case, adapter=slot.adapter),
+        hint="check the range of the alpha input in what the converter makes of the graph",
+    )

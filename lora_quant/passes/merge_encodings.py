@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from lora_quant.config.lora_config import UseCaseInputConfig
@@ -39,6 +39,8 @@ from lora_quant.passes.merging.use_case_encodings import (
 )
 from lora_quant.passes.select_updatable import branch_activations, lora_weights
 from lora_quant.passes.updatable import Mode, UpdatableTensors
+
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class _Scan:
         self._base = base
         branched: BranchedGraph = reader.compilation.having("branched")
         self._branch_tensors = lora_weights(branched) | branch_activations(branched)
-        self._conflicts: list[tuple[UseCaseInputConfig, str]] = []
+        self._given_unions: dict[str, RunningUnion] = defaultdict(RunningUnion)
+        self._conflicts: dict[str, _Conflict] = {}
 
     def take(self, use_case: UseCaseInputConfig) -> Iterator[Finding]:
         """Read one use case; what it brings goes into the unions, what disagrees is noted."""
@@ -101,8 +104,10 @@ class _Scan:
             elif tensor not in self.updatable:
                 known = self._base.encodings.get(tensor)
                 if known is not None and not known.same_grid(encoding):
-                    self._conflicts.append((use_case, tensor))
-        yield from updatable_findings(use_case, self._reader.names, found, self.updatable)
+                    self._conflicts.setdefault(use_case.name, _Conflict(use_case)).add(tensor)
+        yield from updatable_findings(
+            use_case, self._reader.names, found, self.updatable, self._base.encodings
+        )
 
     def _unite(
         self,
@@ -113,6 +118,8 @@ class _Scan:
     ) -> None:
         try:
             self.unions[tensor].add(encoding, found.owned.get(tensor))
+            if self._reader.compilation.options.strict_none and tensor in found.given:
+                self._given_unions[tensor].add(encoding, found.owned.get(tensor))
         except EncodingsError as error:
             raise EncodingsError(
                 error.message,
@@ -124,25 +131,23 @@ class _Scan:
         """Disagreements on fixed tensors: raised or reported, as the options say."""
         options = compilation.options
         if self._conflicts and options.fixed_conflict == "error":
-            raise _disagreement(self._conflicts, options.mode)
-        for use_case, tensor in self._conflicts:
-            yield Finding(
-                rule="encodings/fixed-tensor-differs",
-                severity=Severity.WARNING,
-                message="the use case's encoding of a fixed tensor differs from the base's, which "
-                "was kept",
-                where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
+            raise _disagreement(list(self._conflicts.values()), options.mode)
+        for conflict in self._conflicts.values():
+            yield conflict.finding()
+        if self.updatable.mode is not Mode.NONE:
+            return
+        given = sorted(t for t, u in self._given_unions.items() if u.differs)
+        if given:
+            raise EncodingsError(
+                f"{len(given)} branch tensors are given different encodings by different use "
+                f"cases: {_some(given)}",
+                where=Where(tensor=given[0]),
+                hint="calibrate the use cases with shared encodings (lora_A per tensor, since its "
+                "ranks move with the slot of their adapter), leave out --strict-none to take the "
+                "union of the ranges, or use --mode adapter_only",
             )
         differing = sorted(t for t, u in self.unions.items() if u.differs)
-        if self.updatable.mode is Mode.NONE and differing:
-            if options.strict_none:
-                raise EncodingsError(
-                    f"{len(differing)} branch tensors have different encodings in different use "
-                    f"cases: {_some(differing)}",
-                    where=Where(tensor=differing[0]),
-                    hint="calibrate the use cases with shared encodings, leave out --strict-none "
-                    "to take the union of the ranges, or use --mode adapter_only",
-                )
+        if differing:
             yield Finding(
                 rule="encodings/united",
                 severity=Severity.NOTE,
@@ -150,6 +155,52 @@ class _Scan:
                 "cases, since mode none fixes them",
                 hint="--mode adapter_only keeps the grid of each use case",
             )
+
+    def union(self, tensor: str) -> tuple[Encoding, Finding | None]:
+        """The base's encoding of a branch tensor: the union, or any one where it may change."""
+        collected = self.unions[tensor]
+        try:
+            return collected.result(), None
+        except EncodingsError as error:
+            if tensor not in self.updatable:
+                raise EncodingsError(
+                    error.message, where=Where(tensor=tensor), hint=error.hint
+                ) from error
+            return collected.first, Finding(
+                rule="encodings/no-union",
+                severity=Severity.NOTE,
+                message="the base encodings hold the grid of the first use case, since the grids "
+                "have no union; each use case has its own",
+                where=Where(tensor=tensor),
+            )
+
+
+@dataclass
+class _Conflict:
+    """Fixed tensors on which one use case disagrees with the base."""
+
+    use_case: UseCaseInputConfig
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, tensor: str) -> None:
+        self.count += 1
+        if len(self.names) < _MOST_NAMES:
+            self.names.append(tensor)
+
+    def finding(self) -> Finding:
+        return Finding(
+            rule="encodings/fixed-tensor-differs",
+            severity=Severity.WARNING,
+            message=f"{self.count} encodings of fixed tensors differ from the base's, which were "
+            f"kept: {_some(self.names, self.count)}",
+            where=Where(
+                file=self.use_case.encodings,
+                use_case=self.use_case.name,
+                tensor=self.names[0] if self.count == 1 else None,
+            ),
+            hint="calibrate the use case with the base's encodings frozen",
+        )
 
 
 def _base_use_case(compilation: Compilation) -> UseCaseInputConfig | None:
@@ -183,15 +234,18 @@ def _complete(
         x = base.encodings.get(branch.x)
         if x is not None:
             added.update((tensor, x) for tensor in branch.relayouts)
-    added.update((tensor, union.result()) for tensor, union in sorted(scan.unions.items()))
+    findings: list[Finding] = []
+    for tensor in sorted(scan.unions):
+        added[tensor], finding = scan.union(tensor)
+        findings += [finding] if finding is not None else []
     complete = base.updated(added, params=lora_weights(branched))
     version = compilation.options.encodings_version or complete.version
     if version not in WRITABLE:
-        return complete, ()
+        return complete, tuple(findings)
     # The axes of the base's own tensors are known as far as its own version needs them.
     facts = _facts(compilation, branched) if version != complete.version else None
     converted = convert(complete, version, facts)
-    return replace(converted, findings=()), converted.findings
+    return replace(converted, findings=()), (*findings, *converted.findings)
 
 
 def _facts(compilation: Compilation, branched: BranchedGraph) -> dict[str, TensorFacts]:
@@ -211,18 +265,21 @@ def _no_base(source: UseCaseInputConfig) -> Finding:
     )
 
 
-def _disagreement(conflicts: list[tuple[UseCaseInputConfig, str]], mode: str) -> EncodingsError:
-    use_case, tensor = conflicts[0]
+def _disagreement(conflicts: list[_Conflict], mode: str) -> EncodingsError:
+    use_case, names = conflicts[0].use_case, conflicts[0].names
+    count = sum(conflict.count for conflict in conflicts)
     let_differ = "" if mode == "all" else ", or let activations differ with --mode all"
     return EncodingsError(
-        f"{len(conflicts)} encodings of use cases disagree with the base's on tensors that mode "
-        f"{mode!r} keeps fixed: {_some([t for _, t in conflicts])}",
-        where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
+        f"{count} encodings of use cases disagree with the base's on tensors that mode "
+        f"{mode!r} keeps fixed: {_some(names, count)}",
+        where=Where(file=use_case.encodings, use_case=use_case.name, tensor=names[0]),
         hint="calibrate the use cases with the base's encodings frozen, or take the base's with "
         f"--fixed-conflict base{let_differ}",
     )
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(repr(n) for n in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: list[str], count: int | None = None) -> str:
+    """The first names of `count` that there are in all."""
+    more = (count or len(names)) - len(names[:_MOST_NAMES])
+    shown = ", ".join(repr(n) for n in names[:_MOST_NAMES])
+    return shown + (f" and {more} more" if more > 0 else "")

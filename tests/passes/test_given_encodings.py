@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import build
-from lora_quant.config.options import BuildOptions
+from lora_quant.config.lora_config import LoraConfig
+from lora_quant.config.options import BuildOptions, Mode
 from lora_quant.errors import EncodingsError
 from lora_quant.findings import Finding
 from tests.passes.test_expected_encodings import (
@@ -184,7 +186,10 @@ def test_a_weight_that_its_grid_clips_is_named(config: Path) -> None:
     (finding,) = findings
     assert finding.rule == "encodings/weight-clips"
     assert finding.where.tensor == NAMES["A"][1]
-    assert "the given encoding ends before the values do: values reach" in finding.message
+    assert (
+        "the given encoding ends before the values do: in channel 0, values reach"
+        in finding.message
+    )
 
 
 def test_a_strength_outside_of_the_alpha_input_s_range_is_named(config: Path) -> None:
@@ -223,13 +228,111 @@ def test_a_wrong_number_of_scales_is_refused(
 
 
 def test_lora_a_padded_at_the_tail_is_taken(tmp_path: Path) -> None:
-    """tone (rank 4) in a graph of R = 12 whose file pads A to 6 scales."""
+    """tone (rank 4) in a graph of R = 12 whose file pads A to the same 12."""
     config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "both"])
     scales = given("tone")[NAMES["A"][0]]["scale"]
-    edit_entry(tone_file(config), NAMES["A"][0], scale=[*scales, 1e-5, 1e-5], offset=[-128] * 6)
+    edit_entry(tone_file(config), NAMES["A"][0], scale=[*scales, *[1e-5] * 8], offset=[-128] * 12)
     found, findings = build_tone(config)
-    assert found[NAMES["A"][1]]["scale"] == [*scales, 1e-5, 1e-5, *[max(scales)] * 6]
+    assert found[NAMES["A"][1]]["scale"] == [*scales, *[1e-5] * 8]
     assert findings == []
+
+
+def test_lora_a_padded_to_another_rank_is_refused(tmp_path: Path) -> None:
+    """8 scales for an adapter of rank 4 are those of another adapter sooner than padding."""
+    config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "both"])
+    scales = given("tone")[NAMES["A"][0]]["scale"]
+    edit_entry(tone_file(config), NAMES["A"][0], scale=[*scales, *scales], offset=[-128] * 8)
+    with pytest.raises(EncodingsError, match="lora_A has 8 scales per channel") as e:
+        build_tone(config)
+    assert "have 4 ranks here" in e.value.message
+    assert e.value.where.use_case == "tone"
+
+
+def test_encodings_of_another_use_case_are_noticed(tmp_path: Path) -> None:
+    config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "style"])
+    edit_yaml(
+        config,
+        lambda d: d["use-case"][1].update(
+            quant_overrides="encodings/style.encodings", quant_updatable_tensors=None
+        ),
+    )
+    findings = build(config, tmp_path / "out").findings
+    idle = [f for f in findings if f.rule == "encodings/idle-branch"]
+    assert [f.where.use_case for f in idle] == ["tone"]
+    assert "are for branches that the adapters of the use case leave idle" in idle[0].message
+    assert "may belong to another use case" in str(idle[0].hint)
+
+
+def lpbq(scale: float) -> Document:
+    """A [64, 4] in blocks of 32 inputs: 4 channels of two blocks."""
+    return {
+        "enc_type": "LPBQ",
+        "bw": 8,
+        "compressed_bw": 4,
+        "block_size": 32,
+        "scale": [scale] * 4,
+        "offset": [-128] * 4,
+        "per_block_int_scale": [16, 8] * 4,
+    }
+
+
+@pytest.mark.parametrize("mode", ["adapter_only", "none"])
+def test_lpbq_grids_of_two_use_cases(tmp_path: Path, mode: Mode) -> None:
+    """They have no union: each use case keeps its own where it may, else the build stops."""
+    config = keep_use_cases(copy_sample(tmp_path), ["base", "tone", "legal"])
+    adapters = config.parent / "adapters"
+    shutil.rmtree(adapters / "legal")
+    shutil.copytree(adapters / "tone", adapters / "legal")
+    files = [config.parent / "encodings" / f"{name}.encodings" for name in ("tone", "legal")]
+    shutil.copy(files[0], files[1])
+    for file, scale in zip(files, (0.01, 0.02), strict=True):
+        edit_entry(file, NAMES["A"][0], **lpbq(scale))
+    edit_yaml(config, lambda d: [u.pop("quant_updatable_tensors", None) for u in d["use-case"]])
+    options = BuildOptions(mode=mode)
+    if mode == "none":
+        with pytest.raises(EncodingsError, match="different LPBQ grids have no union") as e:
+            build(config, tmp_path / "out", options)
+        assert e.value.where.tensor == NAMES["A"][1]
+        return
+    findings = build(config, tmp_path / "out", options).findings
+    assert [f.where.tensor for f in findings if f.rule == "encodings/no-union"] == [NAMES["A"][1]]
+    for use_case, scale in (("tone", 0.01), ("legal", 0.02)):
+        found = entries(tmp_path / "out" / "qairt" / use_case / "quant_overrides.json")
+        assert found[NAMES["A"][1]]["scale"][:4] == [scale] * 4
+        assert found[NAMES["A"][1]]["per_block_int_scale"][:8] == [16, 8] * 4
+
+
+def test_scales_of_a_fused_projection_go_to_their_modules(tmp_path: Path) -> None:
+    """The file's A of a packed qkv has the ranks of q, k and v in the order of the rows."""
+    exports = Path(__file__).parents[1] / "fixtures" / "exports"
+    scales = [0.1] * 4 + [0.2] * 4 + [0.3] * 4
+    entry = {"bw": 8, "dtype": "INT", "enc_type": "PER_CHANNEL", "is_sym": True}
+    name = "model.layers.0.attn.qkv_proj.lora_A.weight"
+    document = {
+        "version": "1.0.0",
+        "activation_encodings": [],
+        "param_encodings": [{**entry, "name": name, "scale": scales, "offset": [-128] * 12}],
+    }
+    file = tmp_path / "on.encodings"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    use_case = {"model_name": exports / "genai_fp32" / "model.onnx", "quant_overrides": file}
+    config = LoraConfig.model_validate(
+        {
+            "adapter": [{"name": "a", "lora_config": exports / "adapter"}],
+            "use-case": [
+                {"name": "on", "adapter_names": ["a"], "adapter_alphas": [1.0], **use_case}
+            ],
+        }
+    )
+    manifest = build(config, tmp_path / "out").manifest
+    point = next(p for p in manifest.attach_points if p.tensors.a_weight == name)
+    assert [part.module.rpartition(".")[2] for part in point.modules] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    ]
+    found = entries(tmp_path / "out" / "qairt" / "on" / "quant_overrides.json")
+    assert found[name]["scale"] == scales
 
 
 def test_per_tensor_weights_stay_per_tensor(config: Path) -> None:

@@ -128,13 +128,9 @@ def test_none_tells_of_the_union_and_strict_none_refuses(packs: Packs, sample: P
     united = [f for f in packs("none").findings if f.rule == "encodings/united"]
     assert [f.severity for f in united] == [Severity.NOTE]
     assert "branch tensors got the union of the ranges of all use cases" in united[0].message
-    with pytest.raises(
-        EncodingsError, match="have different encodings in different use cases"
-    ) as e:
+    with pytest.raises(EncodingsError, match="are given different encodings by different use") as e:
         build(sample, sample.parent / "out", BuildOptions(mode="none", strict_none=True))
-    assert e.value.where.tensor in set(branch_tensors()) | {"lora_alpha.expansion"} | {
-        "/lora_alpha/MatMul_output_0"
-    }
+    assert e.value.where.tensor in set(branch_tensors())
     assert e.value.hint is not None
     assert "--strict-none" in e.value.hint
     assert not (sample.parent / "out").exists()
@@ -171,10 +167,9 @@ def test_a_fixed_tensor_that_disagrees_is_an_error_or_a_finding(sample: Path) ->
 
     result = build(sample, out, BuildOptions(fixed_conflict="base"))
     conflicts = [f for f in result.findings if f.rule == "encodings/fixed-tensor-differs"]
-    assert [(f.where.use_case, f.where.tensor) for f in conflicts] == [
-        ("tone", tensor),
-        ("tone", "logits"),
-    ]
+    assert [f.where.use_case for f in conflicts] == ["tone"]
+    assert repr(tensor) in conflicts[0].message
+    assert "'logits'" in conflicts[0].message
     for name in (tensor, "logits"):
         assert overrides(out, "tone")[name] == BASE[name]
 

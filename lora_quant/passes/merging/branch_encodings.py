@@ -78,8 +78,11 @@ class BranchFitter:
 
     def needs_values(self, branch: Branch, items: tuple[Contribution, ...]) -> bool:
         """Whether an encoding has to be computed, since the file's does not serve or is missing."""
-        given = branch.a_weight.name in self.file and branch.b_weight.name in self.file
-        return not given or _common_factor(branch, items) is None
+        given_a = self.file.get(branch.a_weight.name)
+        given_b = self.file.get(branch.b_weight.name)
+        if given_a is None or given_b is None:
+            return True
+        return not _order_is_known(given_a, items) or _common_factor(given_b, branch, items) is None
 
     def _weight(
         self,
@@ -100,7 +103,7 @@ class BranchFitter:
                 result.encodings[name] = self._with_axes(fitted, branch, is_a=is_a)
                 result.given.add(name)
             else:
-                result.findings.append(self._folded(name))
+                result.findings.append(self._computed(name))
         if name not in result.encodings and ranges is not None:
             axis = channel_axes(branch)[0 if is_a else 1]
             result.encodings[name] = from_range(
@@ -114,8 +117,15 @@ class BranchFitter:
         if is_a and name in result.encodings:
             result.owned[name] = _ranks(items)
 
-    def _fit_a(self, given: Encoding, branch: Branch, items: tuple[Contribution, ...]) -> Encoding:
-        """Move the scales of the file's ranks to the slots; per tensor there is nothing to move."""
+    def _fit_a(
+        self, given: Encoding, branch: Branch, items: tuple[Contribution, ...]
+    ) -> Encoding | None:
+        """Move the scales of the file's ranks to the slots; per tensor there is nothing to move.
+
+        None where the file's order of ranks is not known: several adapters on a fused projection.
+        """
+        if not _order_is_known(given, items):
+            return None
         if given.granularity is Granularity.PER_TENSOR or given.scale is None:
             return given
         axis = channel_axes(branch)[0]
@@ -128,10 +138,9 @@ class BranchFitter:
         count = given.channels or 0
         if self.on_our_graph and count == total:
             return given
-        padded_at_the_tail = count > len(ranks) and ranks == tuple(range(len(ranks)))
-        if padded_at_the_tail:
-            ranks = tuple(range(count))
-        if count != len(ranks) or count > total:
+        if count == total and ranks == tuple(range(len(ranks))):
+            return given  # padded at the tail to the same max rank
+        if count != len(ranks):
             raise EncodingsError(
                 f"lora_A has {count} scales per channel; the adapters of use case "
                 f"{self.use_case!r} have {len(_ranks(items))} ranks here",
@@ -157,7 +166,7 @@ class BranchFitter:
                 where=Where(file=self.source, use_case=self.use_case, tensor=branch.b_weight.name),
                 hint="the encodings belong to another graph",
             )
-        factor = _common_factor(branch, items)
+        factor = _common_factor(given, branch, items)
         if factor is None:
             return None
         fitted = given if factor == 1.0 else scaled(given, factor)
@@ -214,12 +223,13 @@ class BranchFitter:
             )
         )
 
-    def _folded(self, tensor: str) -> Finding:
+    def _computed(self, tensor: str) -> Finding:
         return Finding(
             rule="encodings/computed-weight",
             severity=Severity.NOTE,
-            message="the encoding of lora_B was computed from its values: its adapters scale this "
-            "module differently from the others, which is folded into B",
+            message="the given encoding does not fit the weight as it is compiled, and was "
+            "computed from the values: adapters with different scales are folded into B, or "
+            "several adapters share a fused projection",
             where=Where(file=self.source, use_case=self.use_case, tensor=tensor),
         )
 
@@ -234,10 +244,22 @@ def _times(given: Encoding, strengths: set[float]) -> Encoding:
     return from_range(min(ends), max(ends), bits=given.bits, symmetric=given.symmetric)
 
 
-def _common_factor(branch: Branch, items: tuple[Contribution, ...]) -> float | None:
-    """What B was scaled by, if it was the same for all adapters and none is switched off."""
-    factors = {abs(item.ratio * branch.attach.linear.gain) for item in items}
-    return factors.pop() if len(factors) == 1 and 0.0 not in factors else None
+def _common_factor(
+    given: Encoding, branch: Branch, items: tuple[Contribution, ...]
+) -> float | None:
+    """What B was scaled by, if it was the same for all adapters and none is switched off.
+
+    A negative factor mirrors the values, which only a symmetric grid takes.
+    """
+    factors = {item.ratio * branch.attach.linear.gain for item in items}
+    if len(factors) > 1 or 0.0 in factors or (min(factors) < 0 and not given.symmetric):
+        return None
+    return abs(factors.pop())
+
+
+def _order_is_known(given: Encoding, items: tuple[Contribution, ...]) -> bool:
+    is_per_tensor = given.granularity is Granularity.PER_TENSOR
+    return is_per_tensor or len({i.slot for i in items}) == 1 or len({i.part for i in items}) == 1
 
 
 def _ranks(items: tuple[Contribution, ...]) -> tuple[int, ...]:

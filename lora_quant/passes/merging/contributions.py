@@ -13,10 +13,13 @@ from lora_quant.passes.compilation import Compilation
 class Contribution:
     """Ranks `[start, start + rank)` of one branch, filled by one module of one adapter.
 
-    ratio: the module's own scale over the adapter's, which B carries. strength: what s holds here,
-    alpha times the adapter's scale.
+    slot and part tell the adapter and the module of a fused projection. ratio: the module's own
+    scale over the adapter's, which B carries. strength: what s holds here, alpha times the
+    adapter's scale.
     """
 
+    slot: int
+    part: int
     start: int
     rank: int
     ratio: float
@@ -26,7 +29,7 @@ class Contribution:
 def contributions(
     compilation: Compilation, use_case: str
 ) -> Mapping[int, tuple[Contribution, ...]]:
-    """Contributions by branch number, in slot order; a branch that is idle is absent."""
+    """Contributions by branch number, in the order of slots and parts; idle branches are absent."""
     adapters: Mapping[str, Adapter] = compilation.having("adapters")
     placements = compilation.having("resolution").placements
     max_rank = compilation.having("slots").max_rank
@@ -37,10 +40,15 @@ def contributions(
             place = placements[module]
             found.setdefault(place.point, []).append(
                 Contribution(
+                    slot=slot.index,
+                    part=place.part,
                     start=place.part * max_rank + slot.start,
                     rank=shape.rank,
                     ratio=adapter.deviation(module),
                     strength=slot.alpha * slot.scale,
                 )
             )
-    return {point: tuple(items) for point, items in found.items()}
+    return {
+        point: tuple(sorted(items, key=lambda item: (item.slot, item.part)))
+        for point, items in found.items()
+    }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings import aimet_1_0_0
 from lora_quant.encodings.convert import WRITABLE, convert
@@ -75,16 +77,22 @@ def _clipped(
         if encoding.channels not in (None, ranges.low[tensor].size) or encoding.block_size:
             continue
         half = encoding.step_scale / 2
-        below = (encoding.minimum - half > ranges.low[tensor]).any()
-        above = (encoding.maximum + half < ranges.high[tensor]).any()
-        if below or above:
-            largest = max(-ranges.low[tensor].min(), ranges.high[tensor].max())
-            end = max(-encoding.minimum.min(), encoding.maximum.max())
+        below = (encoding.minimum - half) - ranges.low[tensor]
+        above = ranges.high[tensor] - (encoding.maximum + half)
+        beyond = np.maximum(below, above)
+        if (beyond > 0).any():
+            channel = int(beyond.argmax())
+            side = ranges.low if below[channel] > above[channel] else ranges.high
+            value = side[tensor][channel]
+            low, high = (
+                np.broadcast_to(end, beyond.shape)[channel]
+                for end in (encoding.minimum, encoding.maximum)
+            )
             yield Finding(
                 rule="encodings/weight-clips",
                 severity=Severity.WARNING,
-                message=f"the given encoding ends before the values do: values reach {largest:.4g},"
-                f" the widest grid {end:.4g}",
+                message=f"the given encoding ends before the values do: in channel {channel}, "
+                f"values reach {value:.4g} and the grid goes from {low:.4g} to {high:.4g}",
                 where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
                 hint="the encodings were made for other values, for example with the strength "
                 "folded into lora_A; leave the tensor out of the file to have it computed",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import ConfigError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
 from lora_quant.passes.merging.tensor_names import TensorNames
-from lora_quant.passes.updatable import Mode, UpdatableTensors
+from lora_quant.passes.updatable import UpdatableTensors
 
 _MOST_NAMES = 5
 _MAX_BYTES = 256 << 20
@@ -21,11 +22,12 @@ def updatable_findings(
     names: TensorNames,
     found: UseCaseEncodings,
     updatable: UpdatableTensors,
+    base: Mapping[str, Encoding],
 ) -> Iterator[Finding]:
     """Both differences, as far as the use case's own encodings name the tensors.
 
     A list knows only the tensors of its own graph: branches that are idle in the use case, and
-    what we compute, are not expected in it. In mode `all` a list may leave out what did not change.
+    what we compute, are not expected in it; nor is a tensor whose encoding is the base's.
     """
     path = use_case.updatable_tensors_file()
     if path is None:
@@ -45,9 +47,12 @@ def updatable_findings(
             f"of the list are fixed in mode {updatable.mode.value}",
             where,
         )
-    expected = found.given & updatable.encodings
-    unlisted = sorted(expected - set(listed))
-    if unlisted and updatable.mode is not Mode.ALL:
+    unlisted = sorted(
+        tensor
+        for tensor in (found.given & updatable.encodings) - set(listed)
+        if tensor not in base or not base[tensor].same_grid(found.encodings[tensor])
+    )
+    if unlisted:
         yield _finding("updatable/not-listed", unlisted, "are updated and not in the list", where)
 
 

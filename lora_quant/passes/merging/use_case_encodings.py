@@ -76,6 +76,15 @@ class EncodingsReader:
             ranges = WeightRanges()
             for factors in branch_factors(self.compilation, use_case.name):
                 ranges.observe(factors)
+        idle = [
+            tensor
+            for number, branch in enumerate(branched.branches)
+            if number not in active
+            for tensor in (branch.a_weight.name, branch.b_weight.name, branch.a, branch.m, branch.l)
+            if tensor in encodings
+        ]
+        if idle:
+            result.findings.append(_idle(use_case, idle))
         for number, items in active.items():
             fitter.fit(result, branched.branches[number], items, ranges)
         for branch in branched.branches:
@@ -123,6 +132,19 @@ class EncodingsReader:
         strength = from_range(min(ends), max(ends), bits=options.activation_bits, symmetric=False)
         for tensor in branched.scale.scales:
             result.encodings[tensor] = strength
+
+
+def _idle(use_case: UseCaseInputConfig, tensors: list[str]) -> Finding:
+    shown = ", ".join(repr(t) for t in tensors[:_MOST_NAMES])
+    more = len(tensors) - _MOST_NAMES
+    return Finding(
+        rule="encodings/idle-branch",
+        severity=Severity.WARNING,
+        message=f"{len(tensors)} encodings are for branches that the adapters of the use case "
+        f"leave idle, and were left out: {shown}" + (f" and {more} more" if more > 0 else ""),
+        where=Where(file=use_case.encodings, use_case=use_case.name),
+        hint="the file may belong to another use case",
+    )
 
 
 def alpha_encoding(compilation: Compilation, given: Encoding | None) -> Encoding:
