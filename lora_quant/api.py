@@ -12,7 +12,7 @@ from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.config.output_files import read_importer_config
-from lora_quant.errors import ConfigError, Where
+from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.base import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
@@ -32,8 +32,8 @@ class BuildResult:
 
 
 def build(
-    config: LoraConfig | Path,
-    output: Path,
+    config: LoraConfig | Path | str,
+    output: Path | str,
     options: BuildOptions | None = None,
     *,
     passes: Sequence[Pass] | None = None,
@@ -46,8 +46,11 @@ def build(
     """
     options = options or BuildOptions()
     output = Path(os.path.normpath(output))  # what a .. leaves behind need not exist
-    config_file = config if isinstance(config, Path) else None
-    parsed = read_lora_config(config) if isinstance(config, Path) else config
+    if isinstance(config, LoraConfig):
+        config_file, parsed = None, config
+    else:
+        config_file = Path(config)
+        parsed = read_lora_config(config_file)
     base_path = _one_base(parsed, config_file)
     with OutputTransaction(output, force=options.force) as folder:
         state = _compile(parsed, config_file, base_path, options, folder, passes, progress)
@@ -68,11 +71,18 @@ def build_lora_graph(
             where=Where(field="create_lora_graph"),
             hint="give the base graph and leave create_lora_graph at True",
         )
+    folder = Path(output_dir)
+    if (folder / MANIFEST).exists():
+        raise PackError(
+            "the output folder already holds a pack",
+            where=Where(file=folder),
+            hint="choose another output_dir, or call lora_quant.build with "
+            "BuildOptions(force=True) to replace it",
+        )
     options = BuildOptions(mode=config.quant_updatable_mode, alpha_name=config.alpha_tensor_name)
     source = config.lora_config_path
-    result = build(config.lora_config() if source is None else source, Path(output_dir), options)
-    manifest, folder = result.manifest, Path(output_dir)
-    paths = {f.role: folder / f.path for f in manifest.files("qairt") if f.use_case is None}
+    result = build(config.lora_config() if source is None else source, folder, options)
+    paths = {f.role: folder / f.path for f in result.manifest.files("qairt") if f.use_case is None}
     return LoraBuilderOutputConfig(
         use_case=read_importer_config(paths["importer-config"]).use_case,
         base_encodings=paths.get("base-encodings"),

@@ -29,7 +29,7 @@ from lora_quant import (
     serialize_lora_input_config,
 )
 from lora_quant.config.lora_config import read_lora_config
-from lora_quant.errors import ConfigError
+from lora_quant.errors import ConfigError, PackError
 from tests.conftest import Packs
 from tests.run_graph import largest, run_use_case
 from tests.sample import ALPHAS, CONFIG, MAX_RANK, SAMPLE, SCALES, copy_sample, keep_use_cases, tree
@@ -217,6 +217,17 @@ def test_a_config_object_builds_as_its_file_does(packs: Packs, tmp_path: Path) -
     assert manifest["mode"] == "none"
     assert manifest["alpha"]["tensor"] == "strength"
     assert (tmp_path / "out" / "qairt" / "both" / "lora_weights.safetensors").is_file()
+
+
+def test_build_lora_graph_does_not_replace_a_pack(tmp_path: Path) -> None:
+    """Paths may be texts; the hint speaks of Python, not of the command line."""
+    out = str(tmp_path / "out")
+    assert build(str(CONFIG), out).output == tmp_path / "out"
+    config = LoraBuilderInputConfig(lora_config_path=CONFIG, alpha_tensor_name="lora_alpha")
+    with pytest.raises(PackError, match="already holds a pack") as caught:
+        build_lora_graph(config, out)
+    assert caught.value.hint is not None
+    assert "BuildOptions(force=True)" in caught.value.hint
 
 
 def test_create_lora_graph_false_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from lora_quant.api import build
 from lora_quant.config.lora_config import AdapterConfig, LoraConfig, UseCaseInputConfig
-from lora_quant.errors import AttachPointError, VerificationError
+from lora_quant.errors import AttachPointError
 from lora_quant.runtime.verify import verify
 from tests.run_graph import Array, largest, run_use_case
 from tests.sample import ROOT
@@ -76,12 +76,7 @@ def test_verify_accepts_it(exporter: str, tmp_path: Path) -> None:
     build(config_for(exporter), tmp_path / "out")
     result = verify(tmp_path / "out", inputs=EXPORTS / exporter / "inputs.safetensors")
     assert result.ok
-    if exporter in FUSED:  # the width of the empty cache has only a name
-        with pytest.raises(VerificationError, match="ONNX Runtime cannot run the graph") as caught:
-            verify(tmp_path / "out")
-        assert caught.value.hint == "give other inputs with --inputs FILE"
-    else:
-        assert verify(tmp_path / "out").ok, "with random inputs"
+    assert verify(tmp_path / "out").ok, "with random inputs"
     logits_error = next(e for e in result.errors if e.use_case == "on" and e.effect > 0)
     assert logits_error.error < logits_error.effect / 50
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lora_quant.cli.dataclass_options import options_of
+from lora_quant import plugins
+from lora_quant.cli.dataclass_options import option_name, options_of
 from lora_quant.cli.outcome import FINE
+from lora_quant.cli.reported import reported
+from lora_quant.cli.typed_paths import require_typed
 from lora_quant.config.options import BuildOptions
+from lora_quant.errors import ConfigError, did_you_mean
 
 
 @click.command("build", short_help="Compile a lora_config.yaml into a pack.")
@@ -25,12 +30,30 @@ def build_command(config: Path, output: Path, as_json: bool, **options: Any) -> 
 
     The base graph's weights are copied, or shared with --beside-base, and never loaded.
     """
-    from lora_quant.api import build
-    from lora_quant.cli.progress import shown_progress
-    from lora_quant.cli.render import show_build
+    with reported("build", as_json=as_json):
+        chosen = _chosen(options)
+        from lora_quant.api import build
+        from lora_quant.cli.progress import shown_progress
+        from lora_quant.cli.render import show_build
 
-    chosen = replace(BuildOptions(), **options)
-    with shown_progress(enabled=not as_json) as progress:
-        result = build(config, output, chosen, progress=progress)
+        require_typed(config, "configuration")
+        with shown_progress(enabled=not as_json) as progress:
+            result = build(config, output, chosen, progress=progress)
     show_build(result, as_json=as_json)
     return FINE
+
+
+def _chosen(options: Mapping[str, Any]) -> BuildOptions:
+    """The options as an object; a UsageError names the option that cannot be taken."""
+    try:
+        chosen = replace(BuildOptions(), **options)
+    except ConfigError as error:
+        field = error.where.field or ""
+        raise click.UsageError(error.message.replace(field, option_name(field))) from error
+    known = plugins.registered(plugins.TARGETS)
+    for name in chosen.targets:
+        if name not in known:
+            raise click.UsageError(
+                f"--target is {name!r}, and there is no such target; {did_you_mean(name, known)}"
+            )
+    return chosen

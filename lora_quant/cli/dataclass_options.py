@@ -19,17 +19,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTION_NAMES = {"targets": "target"}
 
 
+def option_name(field: str) -> str:
+    """The option of a field as a person types it: `weight_bits` -> `--weight-bits`."""
+    return "--" + _OPTION_NAMES.get(field, field).replace("_", "-")
+
+
 def options_of(dataclass: type[Any]) -> Callable[[F], F]:
     """A decorator that adds one option per field; values arrive under the fields' names."""
     hints = get_type_hints(dataclass)
 
     def decorate(function: F) -> F:
         for field in reversed(fields(dataclass)):
-            name = _OPTION_NAMES.get(field.name, field.name).replace("_", "-")
             settings = _settings(hints[field.name], field.default)
-            declared = f"--{name}"
-            if settings.get("is_flag"):
-                declared = f"--{name}/--no-{name}" if field.default else declared
+            declared = option_name(field.name)
+            if settings.get("is_flag") and field.default:
+                declared = f"{declared}/--no-{declared.removeprefix('--')}"
             option = click.option(declared, field.name, help=field.metadata["help"], **settings)
             function = option(function)
         return function

@@ -86,7 +86,10 @@ def _interrupt_once() -> Iterator[None]:
     A second request does not disturb the removal. The handlers of a program that calls `run` come
     back afterwards; outside of the main thread it keeps them.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(hang_up)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lora_quant.cli.outcome import FINE, REFUSED
+from lora_quant.cli.outcome import FINE
+from lora_quant.cli.typed_paths import is_there, require_typed
+from lora_quant.errors import GraphError, PackError, Where
+
+if TYPE_CHECKING:
+    from lora_quant.graph.base import BaseGraph
 
 
 @click.command("map", short_help="Write the attach point mapping of a graph.")
@@ -27,26 +35,82 @@ def map_command(model: Path, output: Path | None, force: bool) -> int:
     from lora_quant.graph.base import open_base
     from lora_quant.graph.catalog import attach_map
 
+    require_typed(model, "ONNX graph")
+    if output is not None:
+        _check_output(output, force)
     base = open_base(model)
     mapping = attach_map(base.catalog)
     unnamed = sum(1 for paths in base.catalog.paths.values() if not paths)
     if not mapping:
-        click.echo(
-            f"no linear node of {model} tells its module: none of its names or metadata does",
-            err=True,
-        )
-        return REFUSED
+        raise _nothing_to_map(base)
     text = dump_json(mapping)
     if output is None:
         click.echo(text, nl=False)
     else:
-        if output.exists() and not force:
-            raise click.UsageError(f"{output} exists; add --force to replace it")
-        output.write_text(text, encoding="utf-8", newline="\n")
+        try:
+            output.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise PackError(
+                f"cannot write: {error.strerror or error}",
+                where=Where(file=output),
+                hint="check permissions and free space, or choose another file with -o",
+            ) from error
         click.echo(f"{len(mapping)} modules -> {output}", err=True)
+    for line in _refusals(base, constant=True):
+        click.echo(f"note: {line}", err=True)
     if unnamed:
         click.echo(
             f"{unnamed} linear nodes have no module path and were left out; add them by hand",
             err=True,
         )
     return FINE
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Raise PackError if the file cannot be put where it is wanted."""
+    if not is_there(output.parent):
+        raise PackError(
+            "the folder of the output file does not exist",
+            where=Where(file=output),
+            hint="make the folder, or choose another file with -o",
+        )
+    if is_there(output) and not force:
+        raise PackError(
+            "the output file exists",
+            where=Where(file=output),
+            hint="add --force to replace it, or choose another file with -o",
+        )
+
+
+def _nothing_to_map(base: BaseGraph) -> GraphError:
+    where = Where(file=base.path)
+    if base.catalog.linears:
+        told = ["no linear node tells its module: none of its names or metadata does"]
+        return GraphError(
+            "; ".join([*told, *_refusals(base, constant=True)]),
+            where=where,
+            hint="write the mapping by hand: module path -> node names",
+        )
+    reasons = "; ".join(_refusals(base, constant=False))
+    return GraphError(
+        reasons or "the graph has no linear node",
+        where=where,
+        hint="give a graph whose linear nodes (MatMul, Gemm, Conv) have constant float weights",
+    )
+
+
+def _refusals(base: BaseGraph, *, constant: bool) -> Iterator[str]:
+    """How many nodes cannot take a branch, by reason.
+
+    With `constant`, only those with a stored weight: a product of two activations is no news.
+    """
+    nodes = {id(node): node for node in base.catalog.refused.values()}.values()
+    counts = Counter(
+        node.reason
+        for node in nodes
+        if not constant or base.index.constant(node.weight) is not None
+    )
+    for reason, count in counts.items():
+        if count > 1:
+            reason = reason.replace("its weight", "their weight").replace("it lies", "they lie")
+        yield f"{count} linear node{'s' * (count != 1)} cannot take a branch: {reason}"

@@ -39,7 +39,9 @@ def show_error(error: LoraQuantError) -> None:
 
 
 def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
-    """Findings one a line, at most 20, then how many were left out by severity."""
+    """Findings one a line, at most 20; of more the gravest, then how many were left out."""
+    if len(findings) > _MOST_FINDINGS:
+        findings = tuple(f for severity in Severity for f in findings if f.severity is severity)
     for finding in findings[:_MOST_FINDINGS]:
         colour = _COLOURS[finding.severity]
         console.print(
@@ -50,9 +52,9 @@ def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
             console.print(f"  [dim]where:[/] {escape(str(finding.where))}")
         if finding.hint:
             console.print(f"  [dim]hint:[/]  {escape(finding.hint)}")
-    rest = Counter(f.severity.value for f in findings[_MOST_FINDINGS:])
+    rest = Counter(f.severity.value for f in findings[_MOST_FINDINGS:])  # in the order of severity
     if rest:
-        counts = ", ".join(f"{count} {severity}s" for severity, count in sorted(rest.items()))
+        counts = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in rest.items())
         console.print(f"[dim]and {counts} more; all of them are in pack.json[/]")
 
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_quant.cli.render import new_console, show_report
+from lora_quant.runtime.comparison import OutputError
 from lora_quant.runtime.verify import Verification
 
 
@@ -18,6 +19,7 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
             "base_exact": result.base_exact,
             "tolerance": result.tolerance,
             "errors": [{**asdict(e), "ok": e.ok} for e in result.errors],
+            "without_effect": list(result.without_effect),
         }
         show_report("verify", (), ok=result.ok, details=details)
         return
@@ -31,10 +33,7 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
         table.add_row(
             escape(e.use_case),
             escape(e.output),
-            f"{e.error:.2e}",
-            f"{e.bound:.2e}",
-            f"{e.effect:.2e}",
-            f"{e.magnitude:.2e}",
+            *(_figure(f, e) for f in (e.error, e.bound, e.effect, e.magnitude)),
             "[green]ok[/]" if e.ok else "[bold red]FAILED[/]",
         )
     console.print(table)
@@ -42,7 +41,21 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
         "[dim]largest absolute values: error against the reference, effect of the adapters on the "
         "output, size of the output[/]"
     )
+    if any(e.exact for e in result.errors):
+        console.print(
+            "[dim]whole numbers: an output of integers or booleans; its elements that differ from "
+            "the reference, that the adapters change, that it has[/]"
+        )
+    for name in result.without_effect:
+        console.print(
+            f"[yellow]note[/] use case {escape(repr(name))}: the adapters change nothing at the "
+            "outputs for these inputs"
+        )
     exact = "[green]bit for bit[/]" if result.base_exact else "[bold red]NO LONGER THE BASE[/]"
     console.print(f"adapters off (alpha 0, zero weights) against the base graph: {exact}")
     verdict = "[bold green]verified[/]" if result.ok else "[bold red]verification failed[/]"
     console.print(verdict)
+
+
+def _figure(figure: float, error: OutputError) -> str:
+    return f"{figure:.0f}" if error.exact else f"{figure:.2e}"

@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from lora_quant.cli.outcome import FINE, REFUSED
+from lora_quant.cli.reported import reported
+from lora_quant.cli.typed_paths import is_there, require_typed
+from lora_quant.errors import InputMissingError, Where
 
 
 @click.command("verify", short_help="Run a pack against the base graph with W + dW.")
@@ -23,6 +26,11 @@ from lora_quant.cli.outcome import FINE, REFUSED
     help="Where the base graph is now, if it was moved since the build.",
 )
 @click.option(
+    "--sources",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the folder of the configuration is now, if it or the pack was moved.",
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     help="Largest error, relative to what the adapters change at the output. Default 1e-4.",
@@ -33,6 +41,7 @@ def verify_command(
     inputs: Path | None,
     seed: int,
     base: Path | None,
+    sources: Path | None,
     tolerance: float | None,
     as_json: bool,
 ) -> int:
@@ -41,18 +50,36 @@ def verify_command(
     The reference is the base graph with W + dW put in; it shares no code with the compiler. Needs
     `pip install 'lora-quant[runtime]'`.
     """
-    from lora_quant.cli.progress import shown_progress
-    from lora_quant.cli.render_verification import show_verification
-    from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify
+    with reported("verify", as_json=as_json):
+        _require_pack(pack)
+        require_typed(inputs, "file with inputs")
+        require_typed(base, "base graph")
+        require_typed(sources, "folder of the configuration")
+        from lora_quant.cli.progress import shown_progress
+        from lora_quant.cli.render_verification import show_verification
+        from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify
 
-    with shown_progress(enabled=not as_json) as progress:
-        result = verify(
-            pack,
-            base=base,
-            inputs=inputs,
-            seed=seed,
-            tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
-            progress=progress,
-        )
+        with shown_progress(enabled=not as_json) as progress:
+            result = verify(
+                pack,
+                base=base,
+                sources=sources,
+                inputs=inputs,
+                seed=seed,
+                tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
+                progress=progress,
+            )
     show_verification(result, as_json=as_json)
     return FINE if result.ok else REFUSED
+
+
+def _require_pack(folder: Path) -> None:
+    from lora_quant.config.manifest import MANIFEST_FILE
+
+    require_typed(folder, "folder of the pack")
+    if not is_there(folder / MANIFEST_FILE):
+        raise InputMissingError(
+            f"the folder is not a pack: it has no {MANIFEST_FILE}",
+            where=Where(file=folder),
+            hint="give the folder that `lora-quant build -o` wrote",
+        )

@@ -93,7 +93,7 @@ class BuildOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no build can use; ConfigError names the option."""
+        """Refuse values that no build can use; ConfigError names the field."""
         for name, low, high in (
             ("weight_bits", 2, 32),
             ("activation_bits", 4, 32),
@@ -108,3 +108,9 @@ class BuildOptions:
             raise ConfigError("alpha_name is empty", where=Where(field="alpha_name"))
         if not self.targets:
             raise ConfigError("no target is given", where=Where(field="targets"))
+        if self.strict_none and self.mode != "none":
+            raise ConfigError(
+                f"strict_none is set with mode {self.mode!r}, expected mode 'none'",
+                where=Where(field="strict_none"),
+                hint="choose mode 'none', or leave strict_none out",
+            )

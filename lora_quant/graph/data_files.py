@@ -52,7 +52,7 @@ def sampled_sha256(path: Path) -> str:
 
 
 def copy_with_sha256(source: Path, target: Path) -> str:
-    """Copy a data file and return the SHA-256 of its bytes; the target is fsynced by the caller.
+    """Copy a data file and return the SHA-256 of its bytes.
 
     Raises InputMissingError if the source cannot be read, PackError if the target cannot be written
     (a full disk) or the source changes while it is copied.

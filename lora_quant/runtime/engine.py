@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.errors import VerificationError, Where
@@ -52,7 +53,11 @@ class Engine:
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Outputs by name, as float32 where the engine gives a type that NumPy lacks."""
+        """Outputs by name, in the types of the graph.
+
+        Raises VerificationError if the graph does not run, or if an output is not a tensor or of a
+        type that the engine cannot hand over (bfloat16).
+        """
         try:
             values = self._session.run(None, dict(inputs))
         except Exception as error:  # as above
@@ -61,4 +66,12 @@ class Engine:
                 where=Where(file=self._source),
                 hint="give other inputs with --inputs FILE",
             ) from error
+        for name, value in zip(self.outputs, values, strict=True):
+            if not isinstance(value, np.ndarray):
+                raise VerificationError(
+                    f"output {name!r} cannot be compared: got {type(value).__name__}, expected a "
+                    "tensor",
+                    where=Where(file=self._source, tensor=name),
+                    hint="export the graph with outputs that are tensors",
+                )
         return dict(zip(self.outputs, values, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from lora_quant.errors import InputMissingError, VerificationError, Where, did_y
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Lengths for symbolic axes whose names tell what they are; any other is 1 (a batch).
+# Length of symbolic axes whose names speak of a sequence; what nothing tells is 1 (a batch).
 SEQUENCE_LENGTH = 8
 _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 _MAX_ID = 1_000_000
+_PAST = re.compile(r"^past(_key_values)?")
+_CACHE_AXES = 4
 
 
 def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
@@ -73,10 +76,22 @@ def random_inputs(proto: ModelProto, seed: int) -> dict[str, NDArray[Any]]:
     """
     generator = np.random.default_rng(seed)
     vocabulary = _vocabulary_sizes(proto)
+    lengths = _cache_lengths(proto)
     return {
-        value.name: _random(value, vocabulary.get(value.name), generator)
+        value.name: _random(value, vocabulary.get(value.name), lengths, generator)
         for value in graph_inputs(proto)
     }
+
+
+def guessed_axes(proto: ModelProto) -> tuple[str, ...]:
+    """Axes of inputs that `random_inputs` takes to be 1 without a sign that they may be."""
+    lengths = _cache_lengths(proto)
+    return tuple(
+        f"axis {axis} ({dim.dim_param or 'unnamed'}) of input {value.name!r}"
+        for value in graph_inputs(proto)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if _told_length(dim, lengths) is None and "batch" not in dim.dim_param.lower()
+    )
 
 
 def graph_inputs(proto: ModelProto) -> list[Any]:
@@ -85,9 +100,15 @@ def graph_inputs(proto: ModelProto) -> list[Any]:
     return [value for value in proto.graph.input if value.name not in initialised]
 
 
-def _random(value: Any, vocabulary: int | None, generator: np.random.Generator) -> NDArray[Any]:
+def _random(
+    value: Any,
+    vocabulary: int | None,
+    lengths: Mapping[str, int],
+    generator: np.random.Generator,
+) -> NDArray[Any]:
     tensor = value.type.tensor_type
-    shape = tuple(_length(dim) for dim in tensor.shape.dim)
+    told = (_told_length(dim, lengths) for dim in tensor.shape.dim)
+    shape = tuple(1 if length is None else length for length in told)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     name = value.name.lower()
     if tensor.elem_type in _INTEGERS:
@@ -109,13 +130,50 @@ def _random(value: Any, vocabulary: int | None, generator: np.random.Generator) 
     )
 
 
-def _length(dim: Any) -> int:
+def _told_length(dim: Any, lengths: Mapping[str, int]) -> int | None:
+    """The length of an axis by its value, its name or `lengths`; None if nothing tells it."""
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     name = dim.dim_param.lower()
     if "past" in name and "+" not in name and "total" not in name:
         return 0
-    return SEQUENCE_LENGTH if any(word in name for word in ("seq", "total", "length")) else 1
+    if any(word in name for word in ("seq", "total", "length")):
+        return SEQUENCE_LENGTH
+    return lengths.get(dim.dim_param)
+
+
+def _cache_lengths(proto: ModelProto) -> dict[str, int]:
+    """Named axes of caches, `[batch, heads, past, head]`, whose lengths the graph tells elsewhere.
+
+    That is in the output `present*` of an input `past*`, or in a GroupQueryAttention that reads it.
+    """
+    outputs = {value.name: _dims(value) for value in proto.graph.output}
+    shapes = outputs | {value.name: _dims(value) for value in proto.graph.value_info}
+    caches = {v.name: _dims(v) for v in graph_inputs(proto) if len(_dims(v)) == _CACHE_AXES}
+    lengths: dict[str, int] = {}
+    for name, dims in caches.items():
+        present = outputs.get(_PAST.sub("present", name), [])
+        for dim, other in zip(dims, present, strict=False):
+            if dim.dim_param and other.HasField("dim_value"):
+                lengths.setdefault(dim.dim_param, other.dim_value)
+    for node in proto.graph.node:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        heads = {a.name: a.i for a in node.attribute if a.name in ("num_heads", "kv_num_heads")}
+        hidden = shapes.get(node.output[0], [])
+        for name in node.input[3:5]:
+            if name not in caches or len(heads) != len(("num_heads", "kv_num_heads")):
+                continue
+            _batch, cached, _past, head = (dim.dim_param for dim in caches[name])
+            if cached:
+                lengths.setdefault(cached, heads["kv_num_heads"])
+            if head and hidden and hidden[-1].dim_value:
+                lengths.setdefault(head, hidden[-1].dim_value // heads["num_heads"])
+    return lengths
+
+
+def _dims(value: Any) -> list[Any]:
+    return list(value.type.tensor_type.shape.dim)
 
 
 def _vocabulary_sizes(proto: ModelProto) -> dict[str, int]:

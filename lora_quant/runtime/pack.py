@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,15 @@ from lora_quant.graph.data_files import sampled_sha256, sha256_of
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """The folder of a pack and its manifest."""
+    """The folder of a pack and its manifest.
+
+    `sources` says where the folder of the configuration is now (for a pack that was built from an
+    object: what stands for the pack's own folder), if it or the pack was moved since the build.
+    """
 
     folder: Path
     manifest: Manifest
+    sources: Path | None = None
 
     def file(self, target: str, role: str, use_case: str | None = None) -> Path:
         """The one file of a role; VerificationError if the pack lacks it or its bytes changed."""
@@ -80,10 +86,11 @@ class Pack:
         return {u.name: {s.adapter: s.alpha for s in u.slots} for u in self.manifest.use_cases}
 
     def _input(self, record: StoredFile, given: Path | None, what: str, option: str | None) -> Path:
-        hint = f"say where it is with {option}" if option else "put it back, or build again"
+        options = f"{option} or --sources" if option else "--sources"
+        hint = f"say where it is with {options}, or build again"
         path = given
         if path is None and record.path is not None:
-            path = Path(os.path.normpath(self.folder / record.path))
+            path = self._source(record.path)
         if path is None or not path.is_file():
             raise InputMissingError(
                 f"the {what} that the pack was built from is not there",
@@ -94,16 +101,24 @@ class Pack:
             raise VerificationError(
                 f"the {what} is not the one that the pack was built from: its SHA-256 differs",
                 where=Where(file=path),
-                hint="build the pack again, or " + hint,
+                hint=hint,
             )
         return path
+
+    def _source(self, recorded: str) -> Path:
+        """Where a file that is recorded relative to the pack's folder lies."""
+        if self.sources is None:
+            return Path(os.path.normpath(self.folder / recorded))
+        config = next((r.path for r in self.manifest.inputs if r.role == "config"), None)
+        beside = recorded if config is None else _beside(recorded, config)
+        return Path(os.path.normpath(self.sources / beside))
 
     def _check_data(self, record: StoredFile, graph: Path) -> None:
         """The base's weights lie beside its graph as they did; compared by samples."""
         was = self.manifest.base.graph.path
         if record.path is None or was is None:
             return
-        path = Path(os.path.normpath(graph.parent / os.path.relpath(record.path, Path(was).parent)))
+        path = Path(os.path.normpath(graph.parent / _beside(record.path, was)))
         if not path.is_file():
             raise InputMissingError(
                 "the weights of the base graph are not there", where=Where(file=path)
@@ -128,6 +143,12 @@ class Pack:
         return path
 
 
-def open_pack(folder: Path) -> Pack:
+def open_pack(folder: Path, sources: Path | None = None) -> Pack:
     """Open the pack in `folder`; errors as for read_manifest."""
-    return Pack(folder, read_manifest(folder))
+    return Pack(folder, read_manifest(folder), sources)
+
+
+def _beside(path: str, other: str) -> str:
+    """`path` relative to the folder of `other`; both relative to one folder, wherever that is."""
+    root = "/" + "_/" * (path.count("..") + other.count(".."))
+    return posixpath.relpath(root + path, posixpath.dirname(root + other))

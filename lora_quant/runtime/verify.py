@@ -7,19 +7,21 @@ A use case passes if, for every output,
 The first term scales with what the adapter does, so that a wrong strength cannot hide behind a
 large base. The second is rounding: both sides evaluate the same sums in another order. Each branch,
 with what follows it, is off by a few units in the last place of the graph's type (4 are allowed),
-and these add up like a random walk over the branches.
+and these add up like a random walk over the branches. Outputs of integers and booleans have to be
+equal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
 
 from lora_quant import plugins
 from lora_quant.adapters.adapter import Adapter, load_adapter
@@ -28,8 +30,15 @@ from lora_quant.config.manifest_records import UseCaseRecord
 from lora_quant.errors import VerificationError, Where
 from lora_quant.graph.name_table import NameTable
 from lora_quant.passes.compilation import Progress, no_progress
+from lora_quant.runtime.comparison import OutputError, compare
 from lora_quant.runtime.compiled import CompiledGraph
-from lora_quant.runtime.inputs import check_inputs, random_inputs, read_inputs
+from lora_quant.runtime.inputs import (
+    check_inputs,
+    graph_inputs,
+    guessed_axes,
+    random_inputs,
+    read_inputs,
+)
 from lora_quant.runtime.pack import Pack, open_pack
 from lora_quant.runtime.reference import Reference, Site, add_delta
 
@@ -39,32 +48,17 @@ _EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
-class OutputError:
-    """How far one output is from the reference; all figures are largest absolute values.
-
-    effect: what the adapters change, max|y_ref - y_base|. bound: what `error` may be.
-    """
-
-    use_case: str
-    output: str
-    error: float
-    effect: float
-    magnitude: float
-    bound: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within the bound; NaN is not."""
-        return self.error <= self.bound
-
-
-@dataclass(frozen=True)
 class Verification:
-    """Result for every use case and output. `base_exact`: the base use case is bit for bit."""
+    """Result for every use case and output. `base_exact`: the base use case is bit for bit.
+
+    `without_effect` names use cases with adapters that change no output at all for these inputs:
+    their errors say nothing about the adapters.
+    """
 
     errors: tuple[OutputError, ...]
     base_exact: bool
     tolerance: float
+    without_effect: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -76,6 +70,7 @@ def verify(
     folder: Path,
     *,
     base: Path | None = None,
+    sources: Path | None = None,
     inputs: Path | None = None,
     seed: int = 0,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -83,12 +78,14 @@ def verify(
 ) -> Verification:
     """Run every use case of the pack in `folder` on the CPU and compare.
 
-    `base` says where the base graph is now, `inputs` names a .npz or .safetensors file; without it
-    inputs are random. Raises VerificationError if something cannot be run or has changed.
+    `base` says where the base graph is now, `sources` where the folder of the configuration is,
+    with everything beside it. `inputs` names a .npz or .safetensors file; without it inputs are
+    random. Raises VerificationError if something cannot be run or has changed.
     """
-    pack = open_pack(folder)
+    pack = open_pack(folder, sources)
     manifest = pack.manifest
     base_proto, base_path = pack.base_graph(base)
+    _check_types(manifest, base_proto, base_path)
     if inputs is None:
         feeds = random_inputs(base_proto, seed)
     else:
@@ -101,20 +98,59 @@ def verify(
     steps = len(manifest.use_cases) + 2
     progress("base graph", 0, steps)
     reference = Reference(base_proto, base_path, nodes)
-    plain = reference.run(feeds, {})
+    try:
+        plain = reference.run(feeds, {})
+    except VerificationError as error:
+        guessed = guessed_axes(base_proto) if inputs is None else ()
+        if not guessed:
+            raise
+        raise VerificationError(
+            error.message,
+            where=error.where,
+            hint="give inputs with --inputs FILE: the graph does not tell the lengths of "
+            f"{_first(guessed)}; each was taken to be 1",
+        ) from error
     progress("compiled graph", 1, steps)
     compiled = CompiledGraph(*pack.graph("qairt"), manifest)
     base_exact = _equal(compiled.run(feeds, None, None), plain)
     epsilon = max(_EPSILON[t.dtype] for t in manifest.tensors if t.role != "expansion")
     floor = UNITS_PER_BRANCH * math.sqrt(len(manifest.attach_points)) * epsilon
     errors: list[OutputError] = []
+    without_effect: list[str] = []
     for number, use_case in enumerate(manifest.use_cases):
         progress(f"use case {use_case.name}", number + 2, steps)
         got = compiled.run(feeds, use_case, pack.file("qairt", "weights", use_case.name))
         deltas = _deltas(use_case, strengths, adapters, sites, reference)
         wanted = reference.run(feeds, deltas)
-        errors += _compare(use_case.name, got, wanted, plain, tolerance, floor)
-    return Verification(tuple(errors), base_exact, tolerance)
+        compared = compare(use_case.name, got, wanted, plain, tolerance, floor)
+        if use_case.slots and all(e.effect == 0 for e in compared):
+            without_effect.append(use_case.name)
+        errors += compared
+    return Verification(tuple(errors), base_exact, tolerance, tuple(without_effect))
+
+
+def _check_types(manifest: Manifest, base: ModelProto, path: Path) -> None:
+    """ONNX Runtime neither takes nor gives bfloat16 in Python, and has few operators for it."""
+    found = [f"LoRA weight {t.name!r}" for t in manifest.tensors if t.dtype == "bfloat16"]
+    for what, values in (("input", graph_inputs(base)), ("output", base.graph.output)):
+        found += [
+            f"{what} {value.name!r}"
+            for value in values
+            if value.type.tensor_type.elem_type == TensorProto.BFLOAT16
+        ]
+    if found:
+        raise VerificationError(
+            "ONNX Runtime on the CPU cannot run this graph: got bfloat16, expected float32 or "
+            f"float16, in {_first(found)}",
+            where=Where(file=path),
+            hint="verify a pack that is built from a float32 export of the same model; "
+            "`lora-quant validate` checks this one without running it",
+        )
+
+
+def _first(texts: Sequence[str], most: int = 3) -> str:
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
 
 
 def _load_adapters(pack: Pack) -> dict[str, Adapter]:
@@ -161,38 +197,6 @@ def _deltas(
                 )
             add_delta(deltas, sites[found[0]], reference, adapter.lower(module), strength)
     return deltas
-
-
-def _compare(
-    use_case: str,
-    got: Mapping[str, NDArray[Any]],
-    wanted: Mapping[str, NDArray[Any]],
-    plain: Mapping[str, NDArray[Any]],
-    tolerance: float,
-    floor: float,
-) -> list[OutputError]:
-    results = []
-    for name, reference in wanted.items():
-        if not np.issubdtype(reference.dtype, np.floating):
-            continue
-        effect = _largest(reference, plain[name])
-        magnitude = _largest(reference, np.zeros_like(reference))
-        results.append(
-            OutputError(
-                use_case=use_case,
-                output=name,
-                error=_largest(got[name], reference),
-                effect=effect,
-                magnitude=magnitude,
-                bound=tolerance * effect + floor * magnitude,
-            )
-        )
-    return results
-
-
-def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
-    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    return float(difference.max(initial=0.0)) if np.isfinite(difference).all() else float("nan")
 
 
 def _equal(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:

@@ -83,14 +83,16 @@ def build_manifest(
 
 
 class _Inputs:
-    """Records of what was read, each file once."""
+    """Records of what was read, by use; a file that several share is hashed once."""
 
     def __init__(self, folder: PackFolder) -> None:
         self._folder = folder.output
+        self._digests: dict[Path, str] = {}
         self.records: list[InputRecord] = []
 
     def add(self, role: str, path: Path, name: str | None = None) -> str:
-        digest = sha256_of(path)
+        digest = self._digests.get(path) or sha256_of(path)
+        self._digests[path] = digest
         self.records.append(
             InputRecord(
                 role=role,

@@ -11,13 +11,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from lora_quant.config.manifest import read_manifest
+from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.errors import LoraQuantError, PackError, Where
 from lora_quant.graph.data_files import sha256_of
-from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write
+from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
 
 _MOST_NAMES = 3
 
@@ -120,7 +120,7 @@ def _remove_all(paths: tuple[Path, ...]) -> None:
 def _check_output(output: Path, force: bool) -> Mapping[str, str]:
     """Raise PackError unless the pack may appear at `output`.
 
-    Returns the files that a pack which is there has outside of it: path -> SHA-256.
+    Returns the files that a pack which is there has beside its base: path -> SHA-256.
     """
     if not output.exists() and not output.is_symlink():
         return {}
@@ -175,4 +175,18 @@ def _files_outside(output: Path) -> Mapping[str, str]:
             where=Where(file=output),
             hint="move them away, or choose another output folder",
         )
-    return {path: sha256 for path, sha256 in recorded.items() if path.startswith("../")}
+    own = _own_neighbours(manifest, output)
+    return {path: sha256 for path, sha256 in recorded.items() if path in own}
+
+
+def _own_neighbours(manifest: Manifest, output: Path) -> frozenset[str]:
+    """Where the pack in `output` has files beside its base, by the names that a build gives them.
+
+    The manifest alone does not tell: that of a copied or renamed pack lists the original's files.
+    """
+    if manifest.base.graph.path is None:
+        return frozenset()
+    base = PurePosixPath(manifest.base.graph.path)
+    return frozenset(
+        (base.parent / name).as_posix() for name in neighbour_names(Path(base), output)
+    )

@@ -18,6 +18,21 @@ from lora_quant.graph.data_files import copy_with_sha256
 
 MANIFEST = "pack.json"
 
+GRAPH_SUFFIX = ".onnx"
+ZEROS_SUFFIX = ".zeros.data"
+
+
+def neighbour_stem(base: Path, output: Path) -> str:
+    """How the names begin of the files that the pack `output` has beside the graph `base`."""
+    # onnx takes two dots in a row for a way out of the folder.
+    return f"{base.stem}.{output.name}".replace("..", "_")
+
+
+def neighbour_names(base: Path, output: Path) -> frozenset[str]:
+    """The names of these files; a copy of the pack under another name has others."""
+    stem = neighbour_stem(base, output)
+    return frozenset(stem + suffix for suffix in (GRAPH_SUFFIX, ZEROS_SUFFIX))
+
 
 @dataclass(frozen=True)
 class PackedFile:
@@ -103,9 +118,10 @@ class PackFolder:
         self._check_free(path)
         if path not in self.replaceable and (final.exists() or final.is_symlink()):
             raise PackError(
-                "a file is in the way that does not belong to the pack which is being replaced",
+                "a file is in the way that this build may not replace",
                 where=Where(file=final),
-                hint="delete it if an earlier build left it, or choose another output name",
+                hint="it may be the graph of another pack of the same name: choose another output "
+                "name",
             )
         self.neighbours.append((waiting, final))
         with _open(waiting) as writer:

@@ -32,7 +32,13 @@ from lora_quant.graph.saving import graph_bytes
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import branch_factors, expansion_matrix
 from lora_quant.passes.merging.weight_ranges import WeightRanges
-from lora_quant.targets.pack_folder import HashingWriter, PackFolder
+from lora_quant.targets.pack_folder import (
+    GRAPH_SUFFIX,
+    ZEROS_SUFFIX,
+    HashingWriter,
+    PackFolder,
+    neighbour_stem,
+)
 from lora_quant.targets.safetensors_writer import write_safetensors
 
 MODEL = "model.onnx"
@@ -80,13 +86,12 @@ class QairtTarget:
         base = compilation.base
         names = [record.name for record in records]
         if compilation.options.beside_base:
-            # onnx takes two dots in a row for a way out of the folder.
-            stem = f"{base.path.stem}.{folder.output.name}".replace("..", "_")
-            zeros = f"{stem}.zeros.data"
+            stem = neighbour_stem(base.path, folder.output)
+            zeros = stem + ZEROS_SUFFIX
             if base.zeros.block_size:
                 with folder.create_neighbour(base.path.parent / zeros, "graph-data") as sink:
                     sink.write(bytes(base.zeros.block_size))
-            model = base.path.parent / f"{stem}.onnx"
+            model = base.path.parent / f"{stem}{GRAPH_SUFFIX}"
             with folder.create_neighbour(model, "graph") as sink:
                 sink.write(graph_bytes(base, names, zeros))
             return folder.relative(model)

@@ -55,4 +55,5 @@ def write_safetensors(
             raise ValueError(
                 f"expected {record}, got {name!r} of shape {values.shape} and {values.dtype}"
             )
-        sink.write(np.ascontiguousarray(values).data.cast("B"))
+        # bfloat16 has no buffer of its own: it goes out as bytes.
+        sink.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

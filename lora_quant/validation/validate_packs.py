@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
-from lora_quant.errors import NOWHERE, PackError
-from lora_quant.findings import Severity
+from lora_quant.config.finding_records import portable_relative
+from lora_quant.errors import GraphError, PackError
+from lora_quant.findings import Finding, Severity
+from lora_quant.graph.saving import check_model_file
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.targets.pack_folder import MANIFEST, PackFolder
@@ -34,7 +37,10 @@ class ValidatePacks:
     ensures: ClassVar[tuple[Condition, ...]] = ()
 
     def run(self, compilation: Compilation) -> PassResult:
-        """Raises PackError if a file fails its own checks; nothing is published then."""
+        """Raises PackError if a file fails its own checks; nothing is published then.
+
+        Raises GraphError instead if the base graph is what fails the check of the pack's graph.
+        """
         folder: PackFolder = compilation.having("staging")
         findings = check_pack(
             folder.root, shown=folder.output, locate=folder.locate, depth=Depth.QUICK
@@ -42,12 +48,34 @@ class ValidatePacks:
         errors = [f for f in findings if f.severity is Severity.ERROR]
         if not errors:
             return PassResult(compilation.with_findings(*findings), changed=bool(findings))
-        lines = [f"{f.message} [{f.rule}] {f.where or ''}".rstrip() for f in errors[:_SHOWN]]
+        if any(f.rule.startswith("graph/") for f in errors):
+            _check_base(compilation.base.path)
+        lines = [_line(f, folder) for f in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
             lines.append(f"and {len(errors) - _SHOWN} more")
         raise PackError(
             "the pack that was written fails its own checks, and was not published:\n  "
             + "\n  ".join(lines),
-            where=errors[0].where or NOWHERE,
             hint="this is a defect of lora-quant or of a plugin: please report it with these lines",
         )
+
+
+def _check_base(path: Path) -> None:
+    """The file, since the graph in memory has the branches by now."""
+    try:
+        check_model_file(path)
+    except GraphError as error:
+        raise GraphError(
+            f"in the base graph itself, {error.message}",
+            where=error.where,
+            hint=error.hint or "export it again, and run onnx.checker on the result",
+        ) from error
+
+
+def _line(finding: Finding, folder: PackFolder) -> str:
+    """One problem; its file by the path in the pack, since what is not published has no other."""
+    where = finding.where
+    if where.file is not None:
+        inside = portable_relative(where.file.absolute(), folder.output)
+        where = replace(where, file=Path(inside or where.file.name))
+    return f"{finding.message} [{finding.rule}] {where or ''}".rstrip()

@@ -54,7 +54,7 @@ def test_missing_config(build: Build, tmp_path: Path) -> None:
     outcome = build(given=tmp_path / "absent.yaml")
     assert outcome.code == 1
     assert outcome.out == ""
-    assert outcome.err.startswith("error LQ110: the file does not exist\n")
+    assert outcome.err.startswith("error LQ110: the configuration does not exist\n")
     assert f"where: {tmp_path / 'absent.yaml'}\n" in outcome.err
 
 
@@ -197,9 +197,9 @@ def test_existing_output(build: Build, config: Path) -> None:
 
 def test_unknown_target(build: Build) -> None:
     outcome = build("--target", "qiart")
-    assert outcome.code == 1
-    assert "error LQ700: there is no target named 'qiart'" in outcome.err
-    assert "hint:  did you mean 'qairt'?" in outcome.err
+    assert outcome.code == 2
+    assert "--target is 'qiart', and there is no such target" in outcome.err
+    assert "did you mean 'qairt'?" in outcome.err
 
 
 def test_alpha_name_that_the_graph_has(build: Build) -> None:
@@ -267,14 +267,15 @@ def test_wrong_usage(arguments: list[str], text: str, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("--weight-bits", "1", "weight_bits is 1, expected 2 to 32"),
-        ("--rank-multiple", "0", "rank_multiple is 0, expected 1 to 65536"),
-        ("--alpha-name", " ", "alpha_name is empty"),
+        ("--weight-bits", "1", "Error: --weight-bits is 1, expected 2 to 32"),
+        ("--rank-multiple", "0", "Error: --rank-multiple is 0, expected 1 to 65536"),
+        ("--alpha-name", " ", "Error: --alpha-name is empty"),
+        ("--strict-none", "--force", "Error: --strict-none is set with mode 'adapter_only'"),
     ],
 )
 def test_options_out_of_range(option: str, value: str, text: str, build: Build) -> None:
     outcome = build(option, value)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert text in outcome.err
 
 
@@ -295,7 +296,7 @@ def test_a_defect_of_ours_says_so(
 def test_the_program_itself_exits_with_the_code(config: Path, tmp_path: Path) -> None:
     missing = command("build", tmp_path / "absent.yaml", "-o", tmp_path / "out")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr.startswith("error LQ110: the file does not exist\n")
+    assert missing.stderr.startswith("error LQ110: the configuration does not exist\n")
     usage = command("build")
     assert usage.returncode == 2
     fine = command("build", config, "-o", tmp_path / "out")

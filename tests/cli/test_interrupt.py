@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM unwind: exit code 130, nothing left behind, the old pack in place."""
+"""SIGINT, SIGTERM and SIGHUP unwind: exit code 130, nothing left behind, the old pack in place."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("replace", [False, True], ids=["new", "force"])
-def test_nothing_is_left_behind(number: signal.Signals, replace: bool, sample: Path) -> None:
+def test_nothing_is_left_behind(name: str, replace: bool, sample: Path) -> None:
     folder = sample.parent.parent
     make_float(sample)
     if replace:
@@ -71,7 +71,7 @@ def test_nothing_is_left_behind(number: signal.Signals, replace: bool, sample: P
     process = start(sample, "--force", "--beside-base")
     assert read_line(process) == "ready\n"
     assert tree(folder) != before, "it is in the middle of its work"
-    process.send_signal(number)
+    process.send_signal(signal.Signals[name])
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error.strip() == "interrupted: nothing was left behind"
@@ -93,6 +93,19 @@ def test_a_second_signal_does_not_stop_the_cleaning(sample: Path) -> None:
     assert process.returncode == 130
     assert error.strip() == "interrupted: nothing was left behind"
     assert [p.name for p in sample.parent.parent.iterdir()] == ["sample"]
+
+
+def test_nohup_is_obeyed(sample: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(make_float(sample))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert read_line(process) == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
 
 
 def test_handlers_of_the_caller_come_back() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -15,7 +16,9 @@ import pytest
 from lora_quant import __version__
 from lora_quant.cli.build_command import build_command
 from lora_quant.cli.main import run
+from lora_quant.cli.render import new_console, show_findings
 from lora_quant.config.options import BuildOptions
+from lora_quant.findings import Finding, Severity
 from tests.command_line import PROGRAM, command, environment
 from tests.conftest import Packs
 from tests.sample import CONFIG, ROOT, edit_json, keep_use_cases, make_float
@@ -63,6 +66,23 @@ def test_many_findings_are_cut(sample: Path, capfd: pytest.CaptureFixture[str]) 
     assert text.count("encodings/missing-activation") == 20
     rest = len(manifest["findings"]) - 20
     assert f"and {rest} warnings more; all of them are in pack.json" in text
+
+
+def test_the_gravest_findings_are_shown_first(capsys: pytest.CaptureFixture[str]) -> None:
+    severities = [Severity.NOTE] * 19 + [Severity.WARNING] * 3 + [Severity.ERROR]
+    findings = tuple(Finding("a/b", s, f"number {n}") for n, s in enumerate(severities))
+    show_findings(new_console(), findings)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        "error number 22 (a/b)",
+        "warning number 19 (a/b)",
+        "warning number 20 (a/b)",
+        "warning number 21 (a/b)",
+        "note number 0 (a/b)",
+    ]
+    assert lines[20:] == ["and 3 notes more; all of them are in pack.json"]
+    show_findings(new_console(), (findings[-1],) * 21 + (findings[0],))
+    assert "and 1 error, 1 note more;" in capsys.readouterr().out
 
 
 def test_build_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +140,108 @@ def test_verify_fails_with_1(sample: Path, capfd: pytest.CaptureFixture[str]) ->
     assert text.splitlines()[-1] == "verification failed"
     assert run(["verify", str(out), "--json"]) == 1
     assert parsed(capfd.readouterr().out)["ok"] is False
+
+
+def stopped(arguments: list[str], code: int, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one finding of the report of a command that stops."""
+    assert run([*arguments, "--json"]) == code
+    text, err = capfd.readouterr()
+    assert err
+    report = parsed(text)
+    assert report["command"] == arguments[0]
+    assert report["ok"] is False
+    findings = report["findings"]
+    assert isinstance(findings, list)
+    (finding,) = findings
+    assert isinstance(finding, dict)
+    assert finding["severity"] == "error"
+    return finding
+
+
+def test_a_refused_command_reports_the_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    finding = stopped(["build", str(CONFIG), "-o", str(out)], 1, capfd)
+    assert finding["rule"] == "error/LQ500"
+    assert "it is not a pack" in finding["message"]
+    assert finding["where"] == {"file": out.as_posix()}
+    assert finding["hint"] == "choose another output folder, or empty this one"
+    assert stopped(["verify", str(out)], 1, capfd)["rule"] == "error/LQ110"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "rule"),
+    [
+        (RuntimeError("unforeseen"), 3, "error/internal"),
+        (KeyboardInterrupt(), 130, "error/interrupted"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("command_name", "place"),
+    [
+        ("build", "lora_quant.api.build"),
+        ("verify", "lora_quant.runtime.verify.verify"),
+        ("validate", "lora_quant.validation.validate.validate_paths"),
+    ],
+)
+def test_a_command_that_breaks_off_reports_it(
+    command_name: str,
+    place: str,
+    error: BaseException,
+    code: int,
+    rule: str,
+    packs: Packs,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pack = packs("adapter_only").output
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    given = [str(CONFIG), "-o", str(pack)] if command_name == "build" else [str(pack)]
+    assert stopped([command_name, *given], code, capfd)["rule"] == rule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "nope.yaml", "-o", "out"], "the configuration does not exist"),
+        (["verify", "nope"], "the folder of the pack does not exist"),
+        (["validate", "nope"], "the file does not exist"),
+        (["map", "nope.onnx"], "the ONNX graph does not exist"),
+    ],
+)
+def test_paths_that_were_typed(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 1
+    text = "".join(capfd.readouterr())
+    assert message in text
+    assert f"where: {arguments[1]}\n" in text
+    assert "as given on the command line; a relative one starts at the current folder" in text
+
+
+def test_verify_of_a_folder_that_is_no_pack(
+    tmp_path: Path, packs: Packs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(tmp_path)]) == 1
+    error = capfd.readouterr().err
+    assert "error LQ110: the folder is not a pack: it has no pack.json" in error
+    assert "hint:  give the folder that `lora-quant build -o` wrote" in error
+    pack = str(packs("adapter_only").output)
+    for option, what in (("--base", "base graph"), ("--inputs", "file with inputs")):
+        assert run(["verify", pack, option, "nope"]) == 1
+        assert f"the {what} does not exist" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["build", "map", "verify", "validate"])

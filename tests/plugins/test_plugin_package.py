@@ -75,8 +75,8 @@ def test_target_of_a_package_alone(site: Path, config: Path, tmp_path: Path) -> 
 
 def test_without_the_package_its_target_is_not_known(config: Path, tmp_path: Path) -> None:
     done = command("build", config, "-o", tmp_path / "out", "--target", "tiny")
-    assert done.returncode == 1
-    assert "error LQ700: there is no target named 'tiny'" in done.stderr
+    assert done.returncode == 2
+    assert "--target is 'tiny', and there is no such target" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

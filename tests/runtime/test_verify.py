@@ -7,18 +7,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import build
+from lora_quant.cli.render_verification import show_verification
 from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, InputMissingError, LoraQuantError, VerificationError
+from lora_quant.runtime.inputs import guessed_axes, random_inputs
 from lora_quant.runtime.verify import DEFAULT_TOLERANCE, Verification, verify
 from tests.adapters.builders import pair, write
-from tests.builders import attention
+from tests.builders import GraphBuilder, Shape, attention
 from tests.conftest import Packs
 from tests.sample import SAMPLE, Document, copy_sample, edit_json, keep_use_cases, make_float
 
@@ -209,8 +213,23 @@ def test_a_base_that_was_moved(pack: Path) -> None:
         verify(pack)
     assert caught.value.message == "the base graph that the pack was built from is not there"
     assert caught.value.where.file == sample_of(pack) / "model" / "model.onnx"
-    assert caught.value.hint == "say where it is with --base"
+    assert caught.value.hint == "say where it is with --base or --sources, or build again"
     assert verify(pack, base=pack.parent / "moved" / "model.onnx").ok
+
+
+def test_sources_that_were_moved(pack: Path) -> None:
+    moved = pack.parent / "moved" / "sample"
+    moved.parent.mkdir()
+    shutil.move(sample_of(pack), moved)
+    with pytest.raises(InputMissingError, match="the base graph that the pack was built from"):
+        verify(pack)
+    copied = Path(shutil.copytree(pack, pack.parent / "elsewhere" / "deeper" / "copy"))
+    for folder in (pack, copied):
+        assert verify(folder, sources=moved).ok
+    (moved / "adapters" / "tone" / "adapter_config.json").unlink()
+    with pytest.raises(InputMissingError) as caught:
+        verify(pack, sources=moved)
+    assert caught.value.where.file == moved / "adapters" / "tone" / "adapter_config.json"
 
 
 def test_a_base_that_was_changed(pack: Path) -> None:
@@ -311,18 +330,109 @@ def test_unreadable_inputs(packs: Packs, tmp_path: Path) -> None:
 @pytest.mark.parametrize("external", [False, True])
 def test_every_way_of_naming_nodes(style: str, external: bool, tmp_path: Path) -> None:
     """Also nodes without a name, and weights inside of the graph's file."""
-    attention(style=style).save(tmp_path / "model.onnx", external=external)
-    write(tmp_path / "tone", pair(Q0, features=(8, 8)), target_modules=["q_proj"])
-    config = tmp_path / "lora_config.yaml"
+    result = verify(tiny_pack(attention(style=style), tmp_path, external=external))
+    assert result.ok
+    assert result.errors[0].effect > 0.1
+
+
+def tiny_pack(graph: GraphBuilder, folder: Path, *, external: bool = False) -> Path:
+    """A pack with one adapter on q_proj of the first layer, in the use case `tone`."""
+    graph.save(folder / "model.onnx", external=external)
+    write(folder / "tone", pair(Q0, features=(8, 8)), target_modules=["q_proj"])
+    config = folder / "lora_config.yaml"
     config.write_text(
         "adapter: [{name: tone, lora_config: tone}]\n"
         "use-case:\n"
         "- {name: tone, adapter_names: [tone], adapter_alphas: [-1.5], model_name: model.onnx}\n",
         encoding="utf-8",
     )
-    result = verify(build(config, tmp_path / "out").output)
+    return build(config, folder / "out").output
+
+
+def one_projection(op: str, shape: Shape, dtype: str, **attributes: Any) -> GraphBuilder:
+    """Its only output is `op` of what the projection gives."""
+    graph = GraphBuilder()
+    x = graph.input("x", (1, 16, 8))
+    y = graph.matmul("/model/layers.0/self_attn/q_proj/MatMul", x, in_features=8, out_features=8)
+    graph.output(graph.node(op, [y], "last", **attributes), shape, dtype)
+    return graph
+
+
+def test_integer_outputs_are_compared_by_equality(tmp_path: Path) -> None:
+    pack = tiny_pack(one_projection("ArgMax", (1, 16), "int64", axis=-1, keepdims=0), tmp_path)
+    (error,) = verify(pack).errors
+    assert (error.exact, error.error, error.bound, error.magnitude) == (True, 0, 0, 16)
+    assert error.effect > 0
+    weights = load_file(pack / "qairt" / "tone" / "lora_weights.safetensors")
+    save_file({name: np.zeros_like(v) for name, v in weights.items()}, tmp_path / "zeros")
+    put_file(pack, "qairt/tone/lora_weights.safetensors", (tmp_path / "zeros").read_bytes())
+    result = verify(pack)
+    assert failed(result) == {"tone"}
+    assert result.errors[0].error == error.effect, "what the adapter no longer changes"
+
+
+def test_outputs_without_elements_are_no_verification(tmp_path: Path) -> None:
+    graph = attention()
+    pack = tiny_pack(graph, tmp_path)
+    np.savez(tmp_path / "in.npz", x=np.zeros((1, 0, 8), np.float32))
+    with pytest.raises(VerificationError, match="nothing can be compared") as caught:
+        verify(pack, inputs=tmp_path / "in.npz")
+    assert caught.value.where.use_case == "tone"
+    assert caught.value.hint == "give inputs that are not empty with --inputs FILE"
+
+
+def test_adapters_that_reach_no_output_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pack = tiny_pack(attention(), tmp_path)
+    assert verify(pack).without_effect == ()
+    np.savez(tmp_path / "in.npz", x=np.zeros((1, 4, 8), np.float32))
+    result = verify(pack, inputs=tmp_path / "in.npz")
     assert result.ok
-    assert result.errors[0].effect > 0.1
+    assert result.without_effect == ("tone",)
+    show_verification(result, as_json=False)
+    note = "note use case 'tone': the adapters change nothing at the outputs for these inputs"
+    assert note in capfd.readouterr().out.splitlines()
+    show_verification(result, as_json=True)
+    assert json.loads(capfd.readouterr().out)["details"]["without_effect"] == ["tone"]
+
+
+def test_bfloat16_is_refused_with_the_reason(tmp_path: Path) -> None:
+    graph = one_projection("Cast", (1, 16, 8), "bfloat16", to=TensorProto.BFLOAT16)
+    pack = tiny_pack(graph, tmp_path)
+    edit_manifest(pack, lambda d: d["tensors"][0].update(dtype="bfloat16"))
+    with pytest.raises(VerificationError) as caught:
+        verify(pack)
+    assert caught.value.message == (
+        "ONNX Runtime on the CPU cannot run this graph: got bfloat16, expected float32 or "
+        "float16, in LoRA weight 'model.layers.0.self_attn.q_proj.lora_A.weight', "
+        "output 'last_output_0'"
+    )
+    assert caught.value.where.file == tmp_path / "model.onnx"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("verify a pack that is built from a float32 export")
+
+
+def test_a_length_that_nothing_tells_is_named(tmp_path: Path) -> None:
+    graph = GraphBuilder()
+    x = graph.input("x", ("batch", "sequence", "width"))
+    y = graph.matmul("/model/layers.0/self_attn/q_proj/MatMul", x, in_features=8, out_features=8)
+    graph.output(y, ("batch", "sequence", 8))
+    with pytest.raises(VerificationError, match="ONNX Runtime cannot run the graph") as caught:
+        verify(tiny_pack(graph, tmp_path))
+    assert caught.value.hint == (
+        "give inputs with --inputs FILE: the graph does not tell the lengths of axis 2 (width) of "
+        "input 'x'; each was taken to be 1"
+    )
+
+
+def test_lengths_of_caches_are_those_of_the_outputs() -> None:
+    graph = GraphBuilder()
+    graph.input("past_key_values.0.key", ("batch", "heads", "past_sequence", "width"))
+    graph.output("present.0.key", ("batch", 3, "total_sequence", 16))
+    (cache,) = random_inputs(graph.model(), 0).values()
+    assert cache.shape == (1, 3, 0, 16)
+    assert guessed_axes(graph.model()) == ()
 
 
 def test_the_manifest_is_not_written_to(packs: Packs) -> None:

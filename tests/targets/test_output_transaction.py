@@ -223,7 +223,10 @@ def test_beside_base_does_not_overwrite_what_is_there(config: Path, out: Path) -
     mine = config.parent / "model" / "model.out.onnx"
     mine.write_text("my own")
     error = refused(config, out, BuildOptions(beside_base=True, force=True))
-    assert "a file is in the way" in error.message
+    assert error.message == "a file is in the way that this build may not replace"
+    assert error.hint == (
+        "it may be the graph of another pack of the same name: choose another output name"
+    )
     assert error.where.file == mine
     assert mine.read_text() == "my own"
     assert {p.name for p in mine.parent.iterdir()} == {"model.onnx", "model.data", mine.name}
@@ -241,6 +244,25 @@ def test_beside_base_replaces_and_removes_its_own(config: Path, out: Path) -> No
     assert manifest["alpha"]["tensor"] == "strength"
     build(config, out, FORCE)
     assert {p.name for p in base.iterdir()} == {"model.onnx", "model.data"}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_copied_pack_does_not_own_the_graph_of_its_original(
+    beside: bool, config: Path, out: Path
+) -> None:
+    build(config, out, BuildOptions(beside_base=True))
+    copy = out.with_name("out.2")
+    shutil.copytree(out, copy)
+    before = {**tree(out), **tree(config.parent)}
+    build(config, copy, BuildOptions(beside_base=beside, force=True, alpha_name="strength"))
+    after = {**tree(out), **tree(config.parent)}
+    assert {name: after[name] for name in before} == before
+    added = {"model/model.out.2.onnx", "model/model.out.2.zeros.data"} if beside else set()
+    assert after.keys() - before.keys() == added
+    shutil.rmtree(out)
+    copy.rename(out)  # and the other way round
+    build(config, out, FORCE)
+    assert added <= tree(config.parent).keys()
 
 
 def test_beside_base_leaves_nothing_after_an_error(

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from onnx import helper
 
 from lora_quant import plugins
 from lora_quant.api import build
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.options import BuildOptions
-from lora_quant.errors import PackError, PluginError
+from lora_quant.errors import GraphError, PackError, PluginError
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, Pass, PassResult
 from lora_quant.passes.runner import PIPELINE, default_passes
 from lora_quant.targets.pack_folder import PackFolder
 from lora_quant.validation.pack_check import check_pack
 from lora_quant.validation.validate_packs import ValidatePacks
+from tests.adapters.builders import pair, write
+from tests.builders import attention, save
+
+Q0 = "model.layers.0.self_attn.q_proj"
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,33 @@ def test_a_bad_pack_is_not_published(small_config: LoraConfig, tmp_path: Path) -
     assert "[pack/size]" in caught.value.message
     assert "[pack/stray-file]" in caught.value.message
     assert "[pack/tensor-names]" in caught.value.message
-    assert caught.value.where.file == output / "qairt" / "lora_tensor_names.txt"
-    assert ".part" not in str(caught.value)
+    assert "qairt/lora_tensor_names.txt" in caught.value.message
+    assert str(tmp_path) not in str(caught.value), "nothing there outlives the error"
+
+
+def test_a_broken_base_graph_is_named(tmp_path: Path) -> None:
+    """A node far from the branches has an attribute that its operator does not."""
+    model = attention().model()
+    spare = helper.make_node("Identity", ["x"], ["spare"], name="spare", no_such_attribute=1)
+    model.graph.node.append(spare)
+    save(model, tmp_path / "model.onnx")
+    write(tmp_path / "tone", pair(Q0, features=(8, 8)), target_modules=["q_proj"])
+    config = tmp_path / "lora_config.yaml"
+    config.write_text(
+        "adapter: [{name: tone, lora_config: tone}]\n"
+        "use-case:\n"
+        "- {name: tone, adapter_names: [tone], adapter_alphas: [1.0], model_name: model.onnx}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(GraphError) as caught:
+        build(config, tmp_path / "out")
+    assert caught.value.message.startswith(
+        "in the base graph itself, the graph does not pass onnx.checker: "
+    )
+    assert "no_such_attribute" in caught.value.message
+    assert caught.value.where.file == tmp_path / "model.onnx"
+    assert caught.value.hint == "export it again, and run onnx.checker on the result"
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_problems_are_counted(small_config: LoraConfig, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Comparing the outputs of the compiled graph with those of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_quant.errors import VerificationError, Where
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output is from the reference.
+
+    effect: what the adapters change, max|y_ref - y_base|. bound: what `error` may be. Figures of
+    floats are largest absolute values. Those of other types (`exact`) count elements: that differ
+    from the reference, that the adapters change, that there are; none may differ.
+    """
+
+    use_case: str
+    output: str
+    error: float
+    effect: float
+    magnitude: float
+    bound: float
+    exact: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound; NaN is not."""
+        return self.error <= self.bound
+
+
+def compare(
+    use_case: str,
+    got: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, NDArray[Any]],
+    plain: Mapping[str, NDArray[Any]],
+    tolerance: float,
+    floor: float,
+) -> list[OutputError]:
+    """The error of every output that has elements; `plain` are the outputs of the base graph.
+
+    Raises VerificationError if there is none: then nothing would be compared.
+    """
+    results = []
+    for name, reference in wanted.items():
+        if reference.size == 0 and got[name].size == 0:
+            continue
+        exact = not np.issubdtype(reference.dtype, np.floating)
+        measure = _differing if exact else _largest
+        effect = measure(reference, plain[name])
+        magnitude = reference.size if exact else _largest(reference, np.zeros_like(reference))
+        results.append(
+            OutputError(
+                use_case=use_case,
+                output=name,
+                error=measure(got[name], reference),
+                effect=effect,
+                magnitude=magnitude,
+                bound=0.0 if exact else tolerance * effect + floor * magnitude,
+                exact=exact,
+            )
+        )
+    if not results:
+        names = ", ".join(repr(name) for name in wanted)
+        raise VerificationError(
+            f"nothing can be compared: got outputs without elements ({names or 'none at all'}), "
+            "expected at least one with values",
+            where=Where(use_case=use_case),
+            hint="give inputs that are not empty with --inputs FILE",
+        )
+    return results
+
+
+def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
+    if one.shape != other.shape:
+        return float("nan")
+    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return float(difference.max(initial=0.0)) if np.isfinite(difference).all() else float("nan")
+
+
+def _differing(one: NDArray[Any], other: NDArray[Any]) -> float:
+    return float(np.count_nonzero(one != other) if one.shape == other.shape else other.size or 1)

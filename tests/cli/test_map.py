@@ -1,0 +1,117 @@
+"""What `lora-quant map` says of graphs that it cannot map, in part or at all, and of its output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lora_quant.cli.main import run
+from tests.sample import ROOT, SAMPLE
+
+GRAPH = str(SAMPLE / "model" / "model.onnx")
+QUANTIZED = str(ROOT / "tests" / "fixtures" / "exports" / "genai_int4" / "model.onnx")
+
+
+def test_existing_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "map.json"
+    path.write_text("mine")
+    assert run(["map", GRAPH, "-o", str(path)]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error LQ500: the output file exists\n")
+    assert "hint:  add --force to replace it" in error
+    assert path.read_text() == "mine"
+    assert run(["map", GRAPH, "-o", str(path), "--force"]) == 0
+    assert len(json.loads(path.read_text())) == 15
+    assert capfd.readouterr().err == f"15 modules -> {path}\n"
+
+
+def test_missing_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["map", GRAPH, "-o", str(tmp_path / "absent" / "map.json")]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error LQ500: the folder of the output file does not exist\n")
+    assert "hint:  make the folder" in error
+
+
+def test_file_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Root may write anywhere, so the refusal is made here.
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    path = tmp_path / "map.json"
+    assert run(["map", GRAPH, "-o", str(path)]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error LQ500: cannot write: Permission denied\n")
+    assert f"where: {path}\n" in error
+
+
+def test_quantized_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["map", QUANTIZED]) == 1
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert error.startswith(
+        "error LQ300: 11 linear nodes cannot take a branch: "
+        "their weight is quantized (MatMulNBits)\n"
+    )
+    assert f"where: {QUANTIZED}\n" in error
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], *weights: onnx.TensorProto) -> str:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [value("x", TensorProto.FLOAT, [1, 4])],
+        [value("y", TensorProto.FLOAT, [1, 4])],
+        list(weights),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(path))
+    return str(path)
+
+
+def weight(name: str, kind: type[np.generic]) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ones((4, 4), kind), name)
+
+
+def test_mixed_graph(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Products of two activations are left out: nobody looks for an attach point there."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "float"], ["a"], name="/model/up/MatMul"),
+        helper.make_node("DequantizeLinear", ["int", "scale"], ["w"], name="/model/down/DQ"),
+        helper.make_node("MatMul", ["a", "w"], ["b"], name="/model/down/MatMul"),
+        helper.make_node("Transpose", ["b"], ["t"], name="/model/attn/Transpose"),
+        helper.make_node("MatMul", ["t", "b"], ["y"], name="/model/attn/MatMul"),
+    ]
+    scale = numpy_helper.from_array(np.array(1, np.float32), "scale")
+    weights = (weight("float", np.float32), weight("int", np.int8), scale)
+    graph = save(tmp_path / "model.onnx", nodes, *weights)
+    assert run(["map", graph]) == 0
+    out, error = capfd.readouterr()
+    assert json.loads(out) == {"model.up": ["/model/up/MatMul"]}
+    assert error == (
+        "note: 1 linear node cannot take a branch: its weight is quantized (DequantizeLinear)\n"
+    )
+
+
+def test_graphs_without_a_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="n")
+    graph = save(tmp_path / "unnamed.onnx", [product], weight("w", np.float32))
+    assert run(["map", graph]) == 1
+    assert "no linear node tells its module" in capfd.readouterr().err
+    refused = helper.make_node("ConvTranspose", ["x", "w"], ["z"], name="/model/up/ConvTranspose")
+    graph = save(tmp_path / "both.onnx", [product, refused], weight("w", np.float32))
+    assert run(["map", graph]) == 1
+    error = capfd.readouterr().err
+    assert "no linear node tells its module" in error
+    assert "; 1 linear node cannot take a branch: a transposed convolution" in error
+    graph = save(tmp_path / "none.onnx", [helper.make_node("Relu", ["x"], ["y"], name="n")])
+    assert run(["map", graph]) == 1
+    assert "the graph has no linear node\n" in capfd.readouterr().err
