@@ -7,7 +7,7 @@ an AssertionError, a KeyError or a traceback; only a defect of ours leaves this 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -144,6 +144,11 @@ def did_you_mean(name: str, accepted: Iterable[str], *, most: int = 5) -> str:
     near = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    shown = ", ".join(repr(n) for n in names[:most])
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"known: {shown}{rest}"
+    return f"known: {some(names, most=most)}"
+
+
+def some(names: Sequence[str], *, total: int | None = None, most: int = 5) -> str:
+    """The first of many names, quoted, and how many there are beyond; `total` of them in all."""
+    shown = names[:most]
+    more = (len(names) if total is None else total) - len(shown)
+    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")

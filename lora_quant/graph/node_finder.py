@@ -7,11 +7,11 @@ metadata of the graph tell. A module that is not there itself may be a part of a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_quant.errors import AttachPointError, Where, did_you_mean
+from lora_quant.errors import AttachPointError, Where, did_you_mean, some
 from lora_quant.graph.catalog import LinearCatalog
 from lora_quant.graph.fused import are_fused, fused_module
 from lora_quant.graph.linear import NotLinear
@@ -103,7 +103,8 @@ class NodeFinder:
                 unknown.append(node)
         if not found:
             detail = "; ".join(reasons[:_MOST_REASONS]) or (
-                "the graph has no MatMul, Gemm or Conv of such a name: " + _shortened(unknown)
+                "the graph has no MatMul, Gemm or Conv of such a name: "
+                + (some(unknown, most=_MOST_REASONS) or "its list is empty")
             )
             wanted = unknown[0] if unknown else module
             raise AttachPointError(
@@ -150,10 +151,3 @@ class NodeFinder:
             for path in table.find(name) if name else ():
                 return self._catalog.refused[path]
         return None
-
-
-def _shortened(nodes: Sequence[str]) -> str:
-    """The first few of a list that may hold every node of a model."""
-    rest = len(nodes) - _MOST_REASONS
-    shown = ", ".join(map(repr, nodes[:_MOST_REASONS])) or "its list is empty"
-    return f"{shown} and {rest} more" if rest > 0 else shown

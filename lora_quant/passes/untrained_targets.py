@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lora_quant.adapters.adapter import Adapter
+from lora_quant.errors import some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.attach import Resolution
 from lora_quant.graph.catalog import LinearCatalog
 from lora_quant.graph.records import LinearNode
-
-_MOST_NAMES = 5
 
 
 def untrained_targets(
@@ -37,13 +36,11 @@ def untrained_targets(
         if product not in adapted and targets.matches(path)
     )
     if missing:
-        shown = ", ".join(repr(path) for path in missing[:_MOST_NAMES])
-        more = len(missing) - _MOST_NAMES
         yield Finding(
             rule="adapter/untrained-target",
             severity=Severity.WARNING,
             message=f"adapter {adapter.name!r} targets {len(missing)} modules of the graph for "
-            f"which its file has no tensors: {shown}" + (f" and {more} more" if more > 0 else ""),
+            f"which its file has no tensors: {some(missing)}",
             where=adapter.checkpoint.config.where("target_modules"),
             hint="they stay as in the base; if they were trained, the checkpoint is incomplete",
         )

@@ -15,11 +15,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from lora_quant.config.manifest import Manifest, read_manifest
-from lora_quant.errors import LoraQuantError, PackError, Where
+from lora_quant.errors import LoraQuantError, PackError, Where, some
 from lora_quant.graph.data_files import sha256_of
 from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
-
-_MOST_NAMES = 3
 
 
 class OutputTransaction:
@@ -168,10 +166,8 @@ def _files_outside(output: Path) -> Mapping[str, str]:
         and path.relative_to(output).as_posix() not in {MANIFEST, *recorded}
     )
     if foreign:
-        shown = ", ".join(repr(name) for name in foreign[:_MOST_NAMES])
-        more = f" and {len(foreign) - _MOST_NAMES} more" if len(foreign) > _MOST_NAMES else ""
         raise PackError(
-            f"the output folder holds files that are not part of its pack: {shown}{more}",
+            f"the output folder holds files that are not part of its pack: {some(foreign, most=3)}",
             where=Where(file=output),
             hint="move them away, or choose another output folder",
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lora_quant.config.manifest_records import PackFile
-from lora_quant.errors import LoraQuantError
+from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.graph.model_file import ModelFile
 from lora_quant.graph.saving import check_model_file
 from lora_quant.validation.from_errors import finding_of
-from lora_quant.validation.pack_view import PackView, some
+from lora_quant.validation.pack_view import PackView
 
 
 def check_graph(

@@ -10,10 +10,10 @@ from typing import Any
 
 from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.config.plain_values import PathParts
-from lora_quant.errors import did_you_mean
+from lora_quant.errors import did_you_mean, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.opened import OpenedDocument
-from lora_quant.validation.pack_view import PackView, normalised, some
+from lora_quant.validation.pack_view import PackView, normalised
 
 _REBUILD = "build the pack again"
 _PER_USE_CASE = ("weights", "quant-overrides", "quant-updatable-tensors")

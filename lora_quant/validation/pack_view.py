@@ -60,9 +60,3 @@ def normalised(path: str) -> str:
 def is_outside(path: str) -> bool:
     """Whether a normalised path leaves the folder that it is relative to."""
     return path == ".." or path.startswith("../")
-
-
-def some(names: list[str], most: int = 5) -> str:
-    """The first names, and how many there are beyond."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + rest

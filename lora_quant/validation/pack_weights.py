@@ -8,8 +8,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora_quant.config.manifest_records import PackFile, TensorRecord
+from lora_quant.errors import some
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_view import PackView, some
+from lora_quant.validation.pack_view import PackView
 
 _DTYPES = {
     "float64": "F64",

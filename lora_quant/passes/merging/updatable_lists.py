@@ -7,13 +7,12 @@ from pathlib import Path
 
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings.encoding import Encoding
-from lora_quant.errors import ConfigError, Where
+from lora_quant.errors import ConfigError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
 from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.updatable import UpdatableTensors
 
-_MOST_NAMES = 5
 _MAX_BYTES = 256 << 20
 
 
@@ -70,13 +69,10 @@ def read_tensor_list(path: Path) -> tuple[str, ...]:
 
 
 def _finding(rule: str, tensors: list[str] | tuple[str, ...], text: str, where: Where) -> Finding:
-    shown = ", ".join(repr(t) for t in tensors[:_MOST_NAMES])
-    more = len(tensors) - _MOST_NAMES
     return Finding(
         rule=rule,
         severity=Severity.WARNING,
-        message=f"{len(tensors)} tensors {text}: {shown}"
-        + (f" and {more} more" if more > 0 else ""),
+        message=f"{len(tensors)} tensors {text}: {some(tensors)}",
         where=where,
         hint="check that the mode is the one that the list was made for",
     )

@@ -15,7 +15,7 @@ from lora_quant.encodings.convert import TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import read_encodings
-from lora_quant.errors import Where
+from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
@@ -24,8 +24,6 @@ from lora_quant.passes.merging.branch_encodings import BranchFitter, UseCaseEnco
 from lora_quant.passes.merging.contributions import Contribution, contributions
 from lora_quant.passes.merging.tensor_names import TensorNames, Translation
 from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
-
-_MOST_NAMES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,52 +133,14 @@ class EncodingsReader:
 
 
 def _idle(use_case: UseCaseInputConfig, tensors: list[str]) -> Finding:
-    shown = ", ".join(repr(t) for t in tensors[:_MOST_NAMES])
-    more = len(tensors) - _MOST_NAMES
     return Finding(
         rule="encodings/idle-branch",
         severity=Severity.WARNING,
         message=f"{len(tensors)} encodings are for branches that the adapters of the use case "
-        f"leave idle, and were left out: {shown}" + (f" and {more} more" if more > 0 else ""),
+        f"leave idle, and were left out: {some(tensors)}",
         where=Where(file=use_case.encodings, use_case=use_case.name),
         hint="the file may belong to another use case",
     )
-
-
-def alpha_encoding(compilation: Compilation, given: Encoding | None) -> Encoding:
-    """The fixed grid of the alpha input: as given, or from 0 to 1 and over all strengths.
-
-    In the rank layout the input is s, whose range is that of strength times scale.
-    """
-    if given is not None:
-        return given
-    ends = [0.0, 1.0]
-    for slots in compilation.having("slots").use_cases.values():
-        for slot in slots:
-            is_rank = compilation.options.alpha_layout == "rank"
-            factor = slot.scale if is_rank else 1.0
-            ends += [factor, slot.alpha * factor]
-    bits = compilation.options.activation_bits
-    return from_range(min(ends), max(ends), bits=bits, symmetric=False)
-
-
-def alpha_findings(compilation: Compilation, alpha: Encoding) -> Iterator[Finding]:
-    """Strengths that the alpha input's grid cannot hold: they clip on the device."""
-    if compilation.options.alpha_layout == "rank":
-        return
-    low, high = float(alpha.minimum), float(alpha.maximum)
-    slack = (high - low) / alpha.steps
-    for name, slots in compilation.having("slots").use_cases.items():
-        for slot in slots:
-            if not low - slack <= slot.alpha <= high + slack:
-                yield Finding(
-                    rule="encodings/alpha-clips",
-                    severity=Severity.WARNING,
-                    message=f"strength {slot.alpha:g} of adapter {slot.adapter!r} is outside the "
-                    f"range [{low:g}, {high:g}] of the alpha input and would clip",
-                    where=Where(use_case=name, adapter=slot.adapter),
-                    hint="widen the encoding of the alpha input in the base's encodings",
-                )
 
 
 def _one_rank_weights(
@@ -208,13 +168,11 @@ def _reading_findings(
     where = Where(file=use_case.encodings, use_case=use_case.name)
     yield from file.findings if file else ()
     if translation.unknown:
-        shown = ", ".join(repr(n) for n in translation.unknown[:_MOST_NAMES])
-        more = len(translation.unknown) - _MOST_NAMES
         yield Finding(
             rule="encodings/unknown-tensor",
             severity=Severity.WARNING,
             message=f"{len(translation.unknown)} encodings belong to no tensor of the graph and "
-            f"were left out: {shown}" + (f" and {more} more" if more > 0 else ""),
+            f"were left out: {some(translation.unknown)}",
             where=where,
             hint="the encodings were made on another export, or on one with other adapters",
         )
