@@ -401,3 +401,22 @@ def test_a_module_that_is_switched_off(config: Path) -> None:
     a, m = found[NAMES["a"][1]], found[NAMES["m"][1]]
     assert m["scale"] == [a["scale"][0] * 2.0]
     assert entries(tone_file(config)) == given("tone")
+
+
+def test_an_alpha_range_of_a_use_case_is_not_dropped_silently(config: Path) -> None:
+    """The alpha input is fixed: a grid of its own in one use case is named, the same one is not."""
+    same = 1 / 65535
+
+    def give(scale: float) -> None:
+        entry = {"name": "lora_alpha", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 16}
+        grid = {"is_sym": False, "scale": [scale], "offset": [0]}
+        edit_json(tone_file(config), lambda d: d["activation_encodings"].append({**entry, **grid}))
+
+    give(same)
+    _, findings = build_tone(config)
+    assert findings == []
+    edit_json(tone_file(config), lambda d: d["activation_encodings"].pop())
+    give(4 * same)
+    _, findings = build_tone(config, force=True)
+    assert [f.rule for f in findings] == ["encodings/alpha-differs"]
+    assert "goes from 0 to 4; the input is fixed, and 0 to 1 was kept" in findings[0].message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import Where
@@ -26,6 +27,22 @@ def alpha_encoding(compilation: Compilation, given: Encoding | None) -> Encoding
             ends += [factor, slot.alpha * factor]
     bits = compilation.options.activation_bits
     return from_range(min(ends), max(ends), bits=bits, symmetric=False)
+
+
+def other_alpha(
+    use_case: UseCaseInputConfig, given: Encoding | None, used: Encoding
+) -> Iterator[Finding]:
+    """A use case's own grid of the alpha input, where it is not the one of the whole graph."""
+    if given is not None and not given.same_grid(used):
+        yield Finding(
+            rule="encodings/alpha-differs",
+            severity=Severity.WARNING,
+            message=f"the use case's encoding of the alpha input goes from {given.minimum.min():g} "
+            f"to {given.maximum.max():g}; the input is fixed, and {float(used.minimum):g} to "
+            f"{float(used.maximum):g} was kept",
+            where=Where(file=use_case.encodings, use_case=use_case.name),
+            hint="put the encoding of the alpha input into the base's file",
+        )
 
 
 def alpha_findings(compilation: Compilation, alpha: Encoding) -> Iterator[Finding]:

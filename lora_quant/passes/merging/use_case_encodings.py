@@ -20,6 +20,7 @@ from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import branch_factors, expansion_matrix
+from lora_quant.passes.merging.alpha_range import other_alpha
 from lora_quant.passes.merging.branch_encodings import BranchFitter, UseCaseEncodings
 from lora_quant.passes.merging.contributions import Contribution, contributions
 from lora_quant.passes.merging.tensor_names import TensorNames, Translation
@@ -57,6 +58,8 @@ class EncodingsReader:
         if file:
             encodings.update(_one_rank_weights(file, encodings, branched, active))
         result = UseCaseEncodings(findings=list(_reading_findings(use_case, file, translation)))
+        alpha = encodings.get(branched.scale.alpha.name)
+        result.findings.extend(other_alpha(use_case, alpha, self.alpha))
         added = self.names.added
         result.encodings.update((t, e) for t, e in encodings.items() if t not in added)
         result.given.update(result.encodings)
