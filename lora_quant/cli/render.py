@@ -19,7 +19,7 @@ from lora_quant.findings import Finding, Severity
 if TYPE_CHECKING:
     from lora_quant.api import BuildResult
 
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _MOST_FINDINGS = 20
 
 
@@ -38,20 +38,25 @@ def show_error(error: LoraQuantError) -> None:
         console.print(f"  [dim]hint:[/]  {escape(error.hint)}")
 
 
+def show_finding(console: Console, finding: Finding, indent: str = "") -> None:
+    """One finding: severity, message and rule, then where and what to do."""
+    colour = COLOURS[finding.severity]
+    console.print(
+        f"{indent}[{colour}]{finding.severity.value}[/] {escape(finding.message)} "
+        f"[dim]({escape(finding.rule)})[/]"
+    )
+    if finding.where:
+        console.print(f"{indent}  [dim]where:[/] {escape(str(finding.where))}")
+    if finding.hint:
+        console.print(f"{indent}  [dim]hint:[/]  {escape(finding.hint)}")
+
+
 def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
     """Findings one a line, at most 20; of more the gravest, then how many were left out."""
     if len(findings) > _MOST_FINDINGS:
         findings = tuple(f for severity in Severity for f in findings if f.severity is severity)
     for finding in findings[:_MOST_FINDINGS]:
-        colour = _COLOURS[finding.severity]
-        console.print(
-            f"[{colour}]{finding.severity.value}[/] {escape(finding.message)} "
-            f"[dim]({finding.rule})[/]"
-        )
-        if finding.where:
-            console.print(f"  [dim]where:[/] {escape(str(finding.where))}")
-        if finding.hint:
-            console.print(f"  [dim]hint:[/]  {escape(finding.hint)}")
+        show_finding(console, finding)
     rest = Counter(f.severity.value for f in findings[_MOST_FINDINGS:])  # in the order of severity
     if rest:
         counts = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in rest.items())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rich.console import Console
 from rich.markup import escape
 
-from lora_quant.cli.render import new_console, relative_to_here, show_report
-from lora_quant.findings import Finding, Severity
+from lora_quant.cli.render import (
+    COLOURS,
+    new_console,
+    relative_to_here,
+    show_finding,
+    show_report,
+)
+from lora_quant.findings import Severity
 from lora_quant.validation.validate import Checked, Validation
-
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def show_validation(result: Validation, *, as_json: bool) -> None:
@@ -33,7 +36,7 @@ def show_validation(result: Validation, *, as_json: bool) -> None:
     for item in result.checked:
         console.print(_line(item))
         for finding in item.findings:
-            _show(console, finding)
+            show_finding(console, finding, indent="  ")
     problems = sum(item.problems for item in result.checked)
     count = f"{len(result.checked)} checked"
     if result.ok:
@@ -47,7 +50,7 @@ def _line(item: Checked) -> str:
     counts = Counter(f.severity for f in item.findings)
     if counts:
         verdict = ", ".join(
-            f"[{_COLOURS[severity]}]{counts[severity]} {severity.value}"
+            f"[{COLOURS[severity]}]{counts[severity]} {severity.value}"
             f"{'s' * (counts[severity] != 1)}[/]"
             for severity in Severity
             if counts[severity]
@@ -55,15 +58,3 @@ def _line(item: Checked) -> str:
     else:
         verdict = "[green]ok[/]"
     return f"{escape(relative_to_here(item.path))}: {escape(kind)}: {verdict}"
-
-
-def _show(console: Console, finding: Finding) -> None:
-    colour = _COLOURS[finding.severity]
-    console.print(
-        f"  [{colour}]{finding.severity.value}[/] {escape(finding.message)} "
-        f"[dim]({escape(finding.rule)})[/]"
-    )
-    if finding.where:
-        console.print(f"    [dim]where:[/] {escape(str(finding.where))}")
-    if finding.hint:
-        console.print(f"    [dim]hint:[/]  {escape(finding.hint)}")

@@ -420,3 +420,14 @@ def test_an_alpha_range_of_a_use_case_is_not_dropped_silently(config: Path) -> N
     _, findings = build_tone(config, force=True)
     assert [f.rule for f in findings] == ["encodings/alpha-differs"]
     assert "goes from 0 to 4; the input is fixed, and 0 to 1 was kept" in findings[0].message
+
+
+def test_blocks_that_do_not_fit_the_inputs_are_refused(config: Path) -> None:
+    """A block of 128 of 64 inputs."""
+    fields = {"enc_type": "PER_BLOCK", "block_size": 128, "scale": [0.1] * 4, "offset": [-128] * 4}
+    edit_entry(tone_file(config), NAMES["A"][0], **fields)
+    with pytest.raises(
+        EncodingsError, match="lora_A has 4 blocks of 128; expected a multiple"
+    ) as e:
+        build_tone(config)
+    assert e.value.where.tensor == NAMES["A"][1]

@@ -132,9 +132,7 @@ class BranchFitter:
         total = branch.a_weight.shape[axis]
         ranks = _ranks(items)
         if given.block_size is not None and given.channels is None:
-            per_channel = branch.attach.linear.in_features // given.block_size
-            channels = given.step_scale.size // per_channel
-            given = resolved_blocks(given, branch.a_weight, axis, channels)
+            given = self._unfolded(given, branch, axis)
         count = given.channels or 0
         if self.on_our_graph and count == total:
             return given
@@ -149,6 +147,19 @@ class BranchFitter:
                 "way that cannot be told from names alone",
             )
         return scatter_channels(given, ranks, total)
+
+    def _unfolded(self, given: Encoding, branch: Branch, axis: int) -> Encoding:
+        """A's blocks, which 1.0.0 stores flat, by rank; the file's own number of ranks is kept."""
+        size, inputs = given.block_size or 1, branch.attach.linear.in_features
+        blocks = inputs // size
+        if blocks == 0 or inputs % size or given.step_scale.size % blocks:
+            raise EncodingsError(
+                f"lora_A has {given.step_scale.size} blocks of {size}; expected a multiple of the "
+                f"blocks in {inputs} inputs",
+                where=Where(file=self.source, use_case=self.use_case, tensor=branch.a_weight.name),
+                hint="the encodings belong to another graph",
+            )
+        return resolved_blocks(given, branch.a_weight, axis, given.step_scale.size // blocks)
 
     def _fit_b(
         self, given: Encoding, branch: Branch, items: tuple[Contribution, ...]
