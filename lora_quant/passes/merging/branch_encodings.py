@@ -96,11 +96,9 @@ class BranchFitter:
         name = (branch.a_weight if is_a else branch.b_weight).name
         given = self.file.get(name)
         if given is not None:
-            fitted = (
-                self._fit_a(given, branch, items) if is_a else self._fit_b(given, branch, items)
-            )
+            fitted = self._fitted(given, branch, items, is_a=is_a)
             if fitted is not None:
-                result.encodings[name] = self._with_axes(fitted, branch, is_a=is_a)
+                result.encodings[name] = fitted
                 result.given.add(name)
             else:
                 result.findings.append(self._computed(name))
@@ -116,6 +114,30 @@ class BranchFitter:
             )
         if is_a and name in result.encodings:
             result.owned[name] = _ranks(items)
+
+    def _fitted(
+        self, given: Encoding, branch: Branch, items: tuple[Contribution, ...], *, is_a: bool
+    ) -> Encoding | None:
+        """A given grid in the layout and with the axes of our graph; None if it does not serve.
+
+        The file's axes are those of another layout, or are not told. Every error names the tensor.
+        """
+        record = branch.a_weight if is_a else branch.b_weight
+        axis = channel_axes(branch)[0 if is_a else 1]
+        fit = self._fit_a if is_a else self._fit_b
+        try:
+            fitted = fit(given, branch, items)
+            if fitted is None:
+                return None
+            if fitted.granularity is Granularity.PER_CHANNEL:
+                fitted = replace(fitted, axis=None)
+            return resolve(fitted, TensorFacts(record.shape, axis, 1 - axis))
+        except EncodingsError as error:
+            raise EncodingsError(
+                error.message,
+                where=Where(file=self.source, use_case=self.use_case, tensor=record.name),
+                hint=error.hint,
+            ) from error
 
     def _fit_a(
         self, given: Encoding, branch: Branch, items: tuple[Contribution, ...]
@@ -142,7 +164,6 @@ class BranchFitter:
             raise EncodingsError(
                 f"lora_A has {count} scales per channel; the adapters of use case "
                 f"{self.use_case!r} have {len(_ranks(items))} ranks here",
-                where=Where(file=self.source, use_case=self.use_case, tensor=branch.a_weight.name),
                 hint="the encodings belong to other adapters, or their graph pads the ranks in a "
                 "way that cannot be told from names alone",
             )
@@ -156,7 +177,6 @@ class BranchFitter:
             raise EncodingsError(
                 f"lora_A has {given.step_scale.size} blocks of {size}; expected a multiple of the "
                 f"blocks in {inputs} inputs",
-                where=Where(file=self.source, use_case=self.use_case, tensor=branch.a_weight.name),
                 hint="the encodings belong to another graph",
             )
         return resolved_blocks(given, branch.a_weight, axis, given.step_scale.size // blocks)
@@ -174,7 +194,6 @@ class BranchFitter:
             raise EncodingsError(
                 f"lora_B has {given.channels} scales per channel, the module has {channels} "
                 "output features",
-                where=Where(file=self.source, use_case=self.use_case, tensor=branch.b_weight.name),
                 hint="the encodings belong to another graph",
             )
         factor = _common_factor(given, branch, items)
@@ -182,21 +201,6 @@ class BranchFitter:
             return None
         fitted = given if factor == 1.0 else scaled(given, factor)
         return fitted if given.block_size is None else placed_blocks(fitted, branch, items)
-
-    def _with_axes(self, fitted: Encoding, branch: Branch, *, is_a: bool) -> Encoding:
-        """The axes of our graph: the file's is of another layout, or does not tell them."""
-        record = branch.a_weight if is_a else branch.b_weight
-        axis = channel_axes(branch)[0 if is_a else 1]
-        if fitted.granularity is Granularity.PER_CHANNEL:
-            fitted = replace(fitted, axis=None)
-        try:
-            return resolve(fitted, TensorFacts(record.shape, axis, 1 - axis))
-        except EncodingsError as error:
-            raise EncodingsError(
-                error.message,
-                where=Where(file=self.source, use_case=self.use_case, tensor=record.name),
-                hint=error.hint,
-            ) from error
 
     def _activation(
         self, result: UseCaseEncodings, tensor: str, what: str, factor: float = 1.0
