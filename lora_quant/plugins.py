@@ -7,7 +7,7 @@ an error that names both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -30,7 +30,7 @@ class Door:
 TARGETS = Door("lora_quant.targets", "target", "name", ("emit",))
 PASSES = Door("lora_quant.passes", "pass", "name", ("run",), ("requires", "ensures"))
 LOWERING_RULES = Door(
-    "lora_quant.lowering_rules", "lowering rule", "kind", ("modules", "default_scale", "lower")
+    "lora_quant.lowering_rules", "lowering rule", "kind", ("describe", "default_scale", "lower")
 )
 
 
@@ -90,9 +90,28 @@ def make(door: Door, name: str) -> Any:
         ) from error
 
 
-def make_all(door: Door) -> Mapping[str, Any]:
-    """An instance of every registered class of a door by name."""
-    return {name: make(door, name) for name in registered(door)}
+class Instances(Mapping[str, Any]):
+    """An instance of every registered class of a door by name, made when it is asked for.
+
+    So a plugin that nothing needs costs no time, and cannot fail a build.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            if name not in registered(self._door):
+                raise KeyError(name)
+            self._made[name] = make(self._door, name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(registered(self._door))
+
+    def __len__(self) -> int:
+        return len(registered(self._door))
 
 
 def _check(door: Door, entry: EntryPoint, loaded: object) -> None:

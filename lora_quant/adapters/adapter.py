@@ -1,4 +1,4 @@
-"""One adapter, loaded: its modules with their shapes and scales, and its tensors on request."""
+"""One adapter, loaded: what it adapts, with shapes and scales, and its tensors on request."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
-from lora_quant.adapters.contract import LoweringRule
+from lora_quant.adapters.contract import LoweringRule, PromptRule
 from lora_quant.adapters.declared import DeclaredParams, check_declared
-from lora_quant.adapters.lowered import Lowered, ModuleShape
+from lora_quant.adapters.description import Description, ParameterShape
+from lora_quant.adapters.finite import read_finite
+from lora_quant.adapters.lowered import Dense, FloatArray, Lowered, ModuleShape
+from lora_quant.adapters.lowered_store import LoweredStore
 from lora_quant.adapters.module_match import Targets, read_targets
+from lora_quant.adapters.tasks import with_task
 from lora_quant.errors import (
     AdapterError,
     LoraQuantError,
@@ -28,21 +33,34 @@ from lora_quant.findings import Finding
 class Adapter:
     """An adapter whose headers have been read and checked, and no tensor yet.
 
-    `shapes` holds every adapted module, sorted by name. `scale` is the adapter-wide factor: the one
-    that most modules share. A module's own factor is `scale * deviation(module)`.
+    `scale` is the adapter-wide factor: the one that most modules share. A module's own factor is
+    `scale * deviation(module)`. `stored` holds the modules that were lowered once for all;
+    `max_error` is the largest relative error of those that are approximations, None without any.
     """
 
     name: str
     checkpoint: Checkpoint
     rule: LoweringRule
-    shapes: Mapping[str, ModuleShape]
+    description: Description
     scale: float
     findings: tuple[Finding, ...]
+    stored: LoweredStore | None = None
+    max_error: float | None = None
+
+    @property
+    def shapes(self) -> Mapping[str, ModuleShape]:
+        """Every adapted module, sorted by name."""
+        return self.description.shapes
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterShape]:
+        """Every parameter of the base that the adapter replaces."""
+        return self.description.parameters
 
     @property
     def rank(self) -> int:
         """The largest rank of its modules: the width of its slot."""
-        return max(shape.rank for shape in self.shapes.values())
+        return max((shape.rank for shape in self.shapes.values()), default=0)
 
     @cached_property
     def targets(self) -> Targets:
@@ -53,14 +71,32 @@ class Adapter:
         """The module's scale over the adapter's: exactly 1.0 where they agree."""
         return self._shape(module).scale / self.scale
 
-    def lower(self, module: str) -> Lowered:
+    def lower(self, module: str, base: BaseModules | None = None) -> Lowered | Dense:
         """Read the tensors of one module and bring them to canonical form.
 
-        Raises AdapterError for an unknown module, NaN, Inf, or a file that changed meanwhile.
+        Raises AdapterError for an unknown module, NaN, Inf, or a file that changed meanwhile, and
+        UnsupportedAdapterError if the module needs a base and none is given.
         """
         shape = self._shape(module)
+        if self.stored is not None and module in self.stored:
+            return self.stored.get(module)
         with _naming(self.name):
-            return self.rule.lower(self.checkpoint, shape)
+            return self.rule.lower(self.checkpoint, shape, base)
+
+    def parameter(self, name: str) -> FloatArray:
+        """The values that replace a parameter of the base, or those of its `rows`."""
+        with _naming(self.name):
+            return read_finite(self.checkpoint.tensors, self.parameters[name].tensor, name)
+
+    def prompt(self) -> FloatArray:
+        """The values of the soft prompt, float32, of the shape in the description."""
+        shape = self.description.prompt
+        if shape is None or not isinstance(self.rule, PromptRule):
+            raise AdapterError(
+                f"adapter {self.name!r} is no soft prompt", where=Where(adapter=self.name)
+            )
+        with _naming(self.name):
+            return self.rule.prompt(self.checkpoint, shape)
 
     def _shape(self, module: str) -> ModuleShape:
         shape = self.shapes.get(module)
@@ -79,43 +115,40 @@ def load_adapter(
     rules: Mapping[str, LoweringRule],
     *,
     declared: DeclaredParams | None = None,
+    task: int | None = None,
 ) -> Adapter:
-    """Open the checkpoint at `path` (a PEFT folder or one of its two files) and check its headers.
+    """Open the checkpoint at `path` (see open_checkpoint for what it may be) and check its headers.
 
-    `rules` maps a `peft_type` to the rule that lowers it. Raises InputMissingError, ConfigError,
+    `rules` maps a `peft_type` to the rule that lowers it. `task` chooses one of a kind that was
+    trained for several. Raises InputMissingError, ConfigError,
     AdapterError or UnsupportedAdapterError; each names the adapter and the place.
     """
     with _naming(name):
         checkpoint = open_checkpoint(path)
+        if task is not None:
+            config = with_task(checkpoint.config, task)
+            checkpoint = replace(checkpoint, config=config)
         rule = _rule_for(checkpoint, rules)
-        shapes, findings = rule.modules(checkpoint)
+        found = rule.describe(checkpoint)
+        if not (found.shapes or found.parameters or found.prompt):
+            raise AdapterError(
+                "the checkpoint adapts nothing: none of its tensors belongs to a module",
+                where=Where(file=checkpoint.tensors.path),
+                hint="save the adapter again; PEFT writes such a file for wrong names",
+            )
         if declared is not None:
-            check_declared(declared, checkpoint.config, shapes)
-        scale = _common_scale(checkpoint, shapes, rule.default_scale(checkpoint))
-    named = tuple(replace(f, where=replace(f.where, adapter=name)) for f in findings)
-    return Adapter(name, checkpoint, rule, shapes, scale, named)
-
-
-_SOFT_PROMPTS = frozenset(
-    {
-        "ADAPTION_PROMPT",
-        "CARTRIDGE",
-        "CPT",
-        "MULTITASK_PROMPT_TUNING",
-        "PREFIX_TUNING",
-        "PROMPT_TUNING",
-        "P_TUNING",
-    }
-)
+            check_declared(declared, checkpoint.config, found.shapes)
+        scale = _common_scale(checkpoint, found.shapes, rule.default_scale(checkpoint))
+    noticed = (*checkpoint.findings, *found.findings)
+    named = tuple(replace(f, where=replace(f.where, adapter=name)) for f in noticed)
+    return Adapter(name, checkpoint, rule, found, scale, named)
 
 
 def _rule_for(checkpoint: Checkpoint, rules: Mapping[str, LoweringRule]) -> LoweringRule:
     config = checkpoint.config
     rule = rules.get(config.peft_type)
     if rule is None:
-        if config.peft_type in _SOFT_PROMPTS:
-            hint = "it adds inputs instead of changing weights: feed it to the model as it is"
-        elif config.peft_type.upper() in rules:
+        if config.peft_type.upper() in rules:
             hint = did_you_mean(config.peft_type.upper(), rules)
         else:
             hint = (
@@ -136,9 +169,12 @@ def _common_scale(
     """The scale that most modules have; at a tie the configuration's own, else the first's.
 
     A module may be switched off with a scale of 0, but that cannot be the adapter's: every other
-    module's deviation is a quotient by it.
+    module's deviation is a quotient by it. Without low rank anywhere there is nothing to scale.
     """
-    counts = Counter(shape.scale for shape in shapes.values() if shape.scale != 0)
+    ranked = {name: shape for name, shape in shapes.items() if shape.rank}
+    if not ranked:
+        return 1.0
+    counts = Counter(shape.scale for shape in ranked.values() if shape.scale != 0)
     if not counts:
         raise AdapterError(
             "the scale of every module is 0: the adapter does nothing",
@@ -148,7 +184,7 @@ def _common_scale(
     most = max(counts.values())
     if counts[default] == most:
         return default
-    return next(s.scale for _, s in sorted(shapes.items()) if counts[s.scale] == most)
+    return next(s.scale for _, s in sorted(ranked.items()) if counts[s.scale] == most)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""An adapter checkpoint on disk: its configuration and its tensors' headers, found and opened.
+"""An adapter checkpoint on disk: its files found, its format told, all in PEFT's vocabulary.
 
-path/                          a PEFT folder
-path/adapter_config.json       its configuration, the weights beside it
-path/adapter_model.safetensors its weights (any name), the configuration beside them
+path/                          a folder with weights under one of the names below
+path/adapter_config.json       a configuration, the weights beside it
+path/any.safetensors           weights, with the configuration beside them if they need one
+
+What a file is called says where to look; what it is, its bytes and the names in it say.
 """
 
 from __future__ import annotations
@@ -10,63 +12,107 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_quant.adapters.formats.contract import Found
+from lora_quant.adapters.formats.detect import FORMATS, find_format, open_weights
 from lora_quant.adapters.peft_config import CONFIG_FILE, PeftConfig, read_peft_config
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.config.documents import read_json
 from lora_quant.errors import (
     AdapterError,
     InputMissingError,
     UnsupportedAdapterError,
     Where,
     did_you_mean,
+    some,
 )
+from lora_quant.findings import Finding
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+# one adapter saved twice: PEFT takes the first of these, and so does this
+_PEFT_WEIGHTS = (WEIGHTS_FILE, "adapter_model.bin", "adapter_model.pt")
+_OTHER_WEIGHTS = (
+    "adapters.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+_WEIGHT_SUFFIXES = frozenset({".bin", ".ckpt", ".gguf", ".pt", ".pth", ".safetensor"})
+_WEIGHT_SUFFIXES |= {".safetensors"}
+_MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """One adapter's files. Nothing is held open and no tensor has been read."""
+    """One adapter's files. Nothing is held open and no weight has been read.
+
+    `tensors` has PEFT's names whatever the format was; `findings` are what reading it showed.
+    """
 
     config: PeftConfig
-    tensors: SafetensorsFile
+    tensors: TensorSource
+    format: str = "peft"
+    findings: tuple[Finding, ...] = ()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Find and open the checkpoint that `path` names: a folder or either of its files.
+    """Find and open the checkpoint that `path` names: a folder, a configuration or a weights file.
 
-    Reads the configuration and the header of the weights. Raises InputMissingError when a file is
-    missing, UnsupportedAdapterError for pickled weights, AdapterError or ConfigError for damage.
+    Reads the configuration, the header of the weights and single numbers among them. Raises
+    InputMissingError when a file is missing, UnsupportedAdapterError for what is refused by kind,
+    AdapterError or ConfigError for damage.
     """
-    if path.is_dir():
-        config, weights = path / CONFIG_FILE, path / WEIGHTS_FILE
-    elif not path.exists():
-        raise _missing(path)
-    elif path.suffix == ".json":
-        config, weights = path, path.parent / WEIGHTS_FILE
-    elif path.suffix == ".safetensors":
-        config, weights = path.parent / CONFIG_FILE, path
-    elif path.suffix in _PICKLES:
-        raise _pickled(path)
-    else:
-        raise AdapterError(
-            f"the file ends in {path.suffix!r}, expected a folder, a .safetensors file or "
-            f"{CONFIG_FILE}",
-            where=Where(file=path),
-            hint="name the folder that the adapter was saved in",
-        )
+    weights = _find_weights(path)
+    config = path if path.suffix == ".json" else weights.parent / CONFIG_FILE
     if not config.exists():
-        raise _no_config(config)
-    if not weights.exists():
-        raise _no_weights(weights)
-    checkpoint = Checkpoint(read_peft_config(config), SafetensorsFile(weights))
-    if not checkpoint.tensors.names:
+        found = Found(open_weights(weights))
+    else:
+        document = read_json(config, max_bytes=_MAX_CONFIG_BYTES)
+        if not isinstance(document, dict):
+            document = read_peft_config(config).fields
+        found = Found(open_weights(weights), config, document)
+    if not found.tensors.names:
+        raise _empty(found)
+    form = find_format(found)
+    if form is None:
+        raise _no_config(found)
+    reading = form.read(found)
+    return Checkpoint(reading.config, reading.tensors, form.name, reading.findings)
+
+
+def _find_weights(path: Path) -> Path:
+    if not path.exists():
+        raise _missing(path)
+    if path.is_dir():
+        return _weights_in(path, path / CONFIG_FILE)
+    if path.suffix == ".json":
+        return _weights_in(path.parent, path)
+    return path
+
+
+def _weights_in(folder: Path, config: Path) -> Path:
+    own = [folder / name for name in _PEFT_WEIGHTS if (folder / name).exists()]
+    others = [folder / name for name in _OTHER_WEIGHTS if (folder / name).exists()]
+    if len(own[:1] + others) > 1:
         raise AdapterError(
-            "the file holds no tensors",
-            where=Where(file=weights),
-            hint="save the adapter again; PEFT writes such a file for X-LoRA and for wrong names",
+            "the folder holds several adapters: " + some([file.name for file in own[:1] + others]),
+            where=Where(file=folder),
+            hint="name the file that is meant",
         )
-    return checkpoint
+    if own or others:
+        return (own or others)[0]
+    if not config.exists():
+        raise _no_adapter(folder)
+    listed = _weights_listed(folder)
+    raise InputMissingError(
+        f"the folder has no {WEIGHTS_FILE}",
+        where=Where(file=folder),
+        hint=f"if one of these is the adapter, name the file itself: {', '.join(listed)}"
+        if listed
+        else "save the adapter with PEFT's save_pretrained",
+    )
+
+
+def _weights_listed(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
 
 
 def _missing(path: Path) -> InputMissingError:
@@ -78,38 +124,45 @@ def _missing(path: Path) -> InputMissingError:
     )
 
 
-def _no_config(config: Path) -> InputMissingError:
-    inner = sorted(p.parent.name for p in config.parent.glob(f"*/{CONFIG_FILE}"))
+def _no_adapter(folder: Path) -> InputMissingError:
+    inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+    listed = _weights_listed(folder)
     if len(inner) == 1:
         hint = f"did you mean its sub-folder {inner[0]!r}?"
     elif inner:
         hint = f"it holds several adapters, name one: {', '.join(map(repr, inner))}"
+    elif listed:
+        hint = f"if one of these is the adapter, name the file itself: {', '.join(listed)}"
     else:
-        hint = "LoRA weights without it have no known scale; save the adapter with PEFT"
+        hint = "save the adapter with PEFT's save_pretrained, or name its file"
     return InputMissingError(
-        f"the folder has no {CONFIG_FILE}", where=Where(file=config.parent), hint=hint
+        f"the folder has no {CONFIG_FILE} and no weights under a known name: looked for "
+        f"{', '.join((*_PEFT_WEIGHTS, *_OTHER_WEIGHTS))}",
+        where=Where(file=folder),
+        hint=hint,
     )
 
 
-def _no_weights(weights: Path) -> AdapterError | InputMissingError:
-    folder = weights.parent
-    pickles = sorted(p for p in folder.glob("adapter_model.*") if p.suffix in _PICKLES)
-    if pickles:
-        return _pickled(pickles[0])
-    others = sorted(p.name for p in folder.glob("*.safetensors"))
-    hint = (
-        f"if one of these is the adapter, name the file itself: {', '.join(others)}"
-        if others
-        else "save the adapter with PEFT's save_pretrained"
+def _empty(found: Found) -> AdapterError:
+    where = Where(file=found.tensors.path)
+    if found.document is not None and found.document.get("peft_type") == "XLORA":
+        return UnsupportedAdapterError(
+            "the file holds no tensors: PEFT does not save what X-LoRA mixes, nor how",
+            where=where,
+            hint="X-LoRA weighs its adapters anew for every token; use one of them, or a fixed mix "
+            "of them as a use case",
+        )
+    return AdapterError(
+        "the file holds no tensors",
+        where=where,
+        hint="save the adapter again; PEFT writes such a file for wrong names",
     )
+
+
+def _no_config(found: Found) -> InputMissingError:
     return InputMissingError(
-        f"the folder has no {weights.name}", where=Where(file=folder), hint=hint
-    )
-
-
-def _pickled(path: Path) -> UnsupportedAdapterError:
-    return UnsupportedAdapterError(
-        "the weights are a pickle, which can run code when it is read; it is not opened",
-        where=Where(file=path),
-        hint="load the adapter with PEFT and save it with save_pretrained(safe_serialization=True)",
+        f"the folder has no {CONFIG_FILE}, and the tensors are of no format that does without it: "
+        + "; ".join(f"{form.name}: {form.signature}" for form in FORMATS),
+        where=Where(file=found.tensors.path),
+        hint="LoRA weights without a configuration have no known scale; save the adapter with PEFT",
     )

@@ -14,6 +14,9 @@ from lora_quant.adapters.module_match import names_module
 from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError, Where, did_you_mean
 
+# Most kinds call it lora_alpha, those of LyCORIS and GraLoRA alpha.
+_ALPHAS = ("lora_alpha", "alpha")
+
 
 @dataclass(frozen=True)
 class DeclaredParams:
@@ -31,8 +34,9 @@ def check_declared(
     """Raise AdapterError for the first declared field that the checkpoint contradicts.
 
     The rank may be the configuration's own or the largest of the modules (they differ with
-    rank_pattern). Each declared target must name a module of the checkpoint, and each module must
-    be named.
+    rank_pattern, and for kinds whose branch has other ranks than the training). Each declared
+    target must name a module of the checkpoint, and each module must be named: an expert by its
+    parameter, the output projection of an attention by the attention.
     """
     _check_rank(declared, config, shapes)
     _check_alpha(declared, config)
@@ -42,22 +46,33 @@ def check_declared(
 def _check_rank(
     declared: DeclaredParams, config: PeftConfig, shapes: Mapping[str, ModuleShape]
 ) -> None:
-    largest = max(shape.rank for shape in shapes.values())
-    accepted = {config.positive("r", largest), largest}
-    if declared.rank is not None and declared.rank not in accepted:
+    if declared.rank is None:
+        return
+    accepted = {shape.rank for shape in shapes.values() if shape.rank}
+    accepted = {max(accepted)} if accepted else set()
+    if not config.is_neutral("r"):
+        accepted.add(config.positive("r", 1))
+    if not accepted:
+        raise AdapterError(
+            f"rank is declared as {declared.rank}, but the checkpoint has no low rank",
+            where=config.where("r"),
+            hint="remove rank from the adapter's description",
+        )
+    if declared.rank not in accepted:
         raise _contradicts("rank", declared.rank, " or ".join(map(str, sorted(accepted))), config)
 
 
 def _check_alpha(declared: DeclaredParams, config: PeftConfig) -> None:
     if declared.alpha is None:
         return
-    if config.is_neutral("lora_alpha"):
+    field = next((field for field in _ALPHAS if not config.is_neutral(field)), None)
+    if field is None:
         raise AdapterError(
             f"alpha is declared as {declared.alpha:g}, but the checkpoint does not say it",
-            where=config.where("lora_alpha"),
+            where=config.where(_ALPHAS[0]),
             hint="add the lora_alpha of the training to it, or remove alpha from the description",
         )
-    alpha = config.number("lora_alpha", declared.alpha)
+    alpha = config.number(field, declared.alpha)
     if declared.alpha != alpha:
         raise _contradicts("alpha", f"{declared.alpha:g}", f"{alpha:g}", config)
 
@@ -68,20 +83,31 @@ def _check_targets(
     if declared.target_modules is None:
         return
     for entry in declared.target_modules:
-        if not any(names_module(entry, module) for module in shapes):
+        if not any(_declares(entry, module, shapes) for module in shapes):
             raise AdapterError(
                 f"target_modules declares {entry!r}, but the checkpoint has no such module",
                 where=Where(file=config.file, field="target_modules", module=entry),
                 hint=did_you_mean(entry, {part for m in shapes for part in (m, m.split(".")[-1])}),
             )
     for module in shapes:
-        if not any(names_module(entry, module) for entry in declared.target_modules):
+        if not any(_declares(entry, module, shapes) for entry in declared.target_modules):
             raise AdapterError(
                 f"the checkpoint adapts {module!r}, which target_modules does not declare: "
                 f"got {list(declared.target_modules)}",
                 where=Where(file=config.file, field="target_modules", module=module),
                 hint="declare it, or remove target_modules from the adapter's description",
             )
+
+
+def _declares(entry: str, module: str, shapes: Mapping[str, ModuleShape]) -> bool:
+    """Whether an entry names a module, or the layer that it is a part of."""
+    owner, _, last = module.rpartition(".")
+    names = [module]
+    if last.isdecimal():
+        names += [owner, owner.rpartition(".")[0]]
+    elif last == "out_proj" and owner in shapes:
+        names.append(owner)
+    return any(names_module(entry, name) for name in names)
 
 
 def _contradicts(field: str, got: object, expected: str, config: PeftConfig) -> AdapterError:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, Where
 
 # NumPy converts every half to float32 to look at it; its exponent bits tell as much.
@@ -23,7 +23,7 @@ def all_finite(values: NDArray[np.generic]) -> bool:
     return bool(bits.max(initial=0) != exponent)
 
 
-def read_finite(tensors: SafetensorsFile, name: str, module: str) -> FloatArray:
+def read_finite(tensors: TensorSource, name: str, module: str) -> FloatArray:
     """Read one tensor in its own dtype and shape; AdapterError if it holds NaN or infinity."""
     array = tensors.read(name)
     if not all_finite(array):

@@ -37,9 +37,9 @@ class PeftConfig:
         value = self.fields.get(field)
         return value is None or value is False or value in ({}, [])
 
-    def flag(self, field: str) -> bool:
-        """A bool; False when the field is absent or null."""
-        value = self._given(field, False)
+    def flag(self, field: str, default: bool = False) -> bool:
+        """A bool; `default` (PEFT's own) when the field is absent or null."""
+        value = self._given(field, default)
         if not isinstance(value, bool):
             raise self._wrong(field, value, "true or false")
         return value
@@ -49,6 +49,13 @@ class PeftConfig:
         value = self._given(field, default)
         if not _is_positive(value):
             raise self._wrong(field, value, "a whole number of at least 1")
+        return int(value)
+
+    def whole(self, field: str, default: int) -> int:
+        """A whole number of any sign; `default` (PEFT's own) when the field is absent."""
+        value = self._given(field, default)
+        if type(value) is not int:
+            raise self._wrong(field, value, "a whole number")
         return int(value)
 
     def number(self, field: str, default: float) -> float:

@@ -44,7 +44,11 @@ class RoutedKey:
 
 
 def route_key(key: str, parameters: Collection[str]) -> RoutedKey:
-    """Take one name apart. `parameters` are the names of adapter parameters, such as `lora_A`."""
+    """Take one name apart. `parameters` are the names of adapter parameters, such as `lora_A`.
+
+    A name may have two parts, and `#` stands for any number: `osf_svd_params.U_low`,
+    `peanut_encoders.#`.
+    """
     if key.startswith(_SHARED) and not key.startswith(_WRAPPER):
         return RoutedKey(key, Role.SHARED, key.removeprefix(_SHARED))
     path = key
@@ -53,12 +57,14 @@ def route_key(key: str, parameters: Collection[str]) -> RoutedKey:
     parts = path.split(".")
     # from the end, because a module may itself be called like a parameter
     for at in range(len(parts) - 1, 0, -1):
-        if parts[at] in parameters:
-            rest = parts[at + 1 :]
+        head = next((n for n in (2, 1) if _numbered(parts[at : at + n]) in parameters), 0)
+        if head:
+            rest = parts[at + head :]
             tail = rest.pop() if rest and rest[-1] in _TAILS else None
             if len(rest) > 1:
                 break
-            suffix = parts[at] if tail is None else f"{parts[at]}.{tail}"
+            parameter = ".".join(parts[at : at + head])
+            suffix = parameter if tail is None else f"{parameter}.{tail}"
             name = rest[0] if rest else None
             return RoutedKey(key, Role.ADAPTER, ".".join(parts[:at]), suffix, name)
     return RoutedKey(key, Role.REPLACEMENT, path)
@@ -67,3 +73,12 @@ def route_key(key: str, parameters: Collection[str]) -> RoutedKey:
 def route_keys(keys: Iterable[str], parameters: Collection[str]) -> tuple[RoutedKey, ...]:
     """All names taken apart, in the order given."""
     return tuple(route_key(key, parameters) for key in keys)
+
+
+def any_number(parameter: str) -> str:
+    """A parameter's name with `#` for each of its parts that is a number."""
+    return _numbered(parameter.split("."))
+
+
+def _numbered(parts: Iterable[str]) -> str:
+    return ".".join("#" if part.isdecimal() else part for part in parts)

@@ -84,6 +84,22 @@ class SafetensorsFile:
         types that a trained adapter weight does not have, AdapterError if the file was changed.
         """
         info = self.info(name)
+        return self._floats(name, 0, info.size).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows `[start, stop)` of the first axis of one float tensor; raises what `read` raises.
+
+        Only their bytes are read. IndexError if the tensor has no such rows.
+        """
+        rows, *inner = self.info(name).shape or (0,)
+        if not 0 <= start <= stop <= rows:
+            raise IndexError(f"rows {start} to {stop} of {rows}")
+        width = self.info(name).size // rows if rows else 0
+        return self._floats(name, start * width, stop * width).reshape(stop - start, *inner)
+
+    def _floats(self, name: str, start: int, stop: int) -> FloatArray:
+        """Bytes `[start, stop)` of one tensor as floats, flat."""
+        info = self.info(name)
         dtype = FLOAT_DTYPES.get(info.dtype)
         where = Where(file=self.path, tensor=name)
         if dtype is None:
@@ -99,9 +115,9 @@ class SafetensorsFile:
                     where=where,
                     hint="do not write to an adapter while it is compiled; start again",
                 )
-            file.seek(info.offset)
-            data = _read(file, info.size)
-        return data.view(dtype).reshape(info.shape)
+            file.seek(info.offset + start)
+            data = _read(file, stop - start)
+        return data.view(dtype)
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def parse_header(text: bytes, file_size: int, file: Path) -> Header:
     Raises AdapterError naming the tensor, and nothing else, whatever the bytes are.
     """
     document = _parse_object(text, file)
-    metadata = _check_metadata(document.pop(_METADATA, {}), file)
+    given = document.pop(_METADATA, None)  # some writers say null for none
+    metadata = _check_metadata({} if given is None else given, file)
     start = LENGTH_BYTES + len(text)
     infos = {name: _tensor_info(name, entry, start, file) for name, entry in document.items()}
     ordered = dict(sorted(infos.items(), key=lambda item: (item[1].offset, item[1].size)))

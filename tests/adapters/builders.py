@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lora_quant.adapters.adapter import Adapter, load_adapter
+from lora_quant.adapters.base_modules import BaseModules, BaseSizes, Tile
 from lora_quant.adapters.kinds.lora import LoraRule
+from lora_quant.adapters.lowered import Lowered
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
@@ -43,6 +45,46 @@ def pair(
             size=(n_out, rank, *(1 for _ in kernel))
         ).astype(dtype),
     }
+
+
+class ArrayBase:
+    """Implements BaseModules over weights `[out, in, *kernel]`, in tiles of 2 rows, 3 columns."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Array],
+        biases: Mapping[str, Array] | None = None,
+        groups: int = 1,
+    ) -> None:
+        self._weights = weights
+        self._biases = biases or {}
+        self._groups = groups
+
+    def sizes(self, module: str) -> BaseSizes:
+        out, width, *kernel = self._weights[module].shape
+        return BaseSizes(width * self._groups, out, tuple(kernel), self._groups)
+
+    def tiles(self, module: str) -> Iterator[Tile]:
+        weight = self._weights[module]
+        for row in range(0, weight.shape[0], 2):
+            for column in range(0, weight.shape[1], 3):
+                rows = slice(row, min(row + 2, weight.shape[0]))
+                columns = slice(column, min(column + 3, weight.shape[1]))
+                yield Tile(rows, columns, weight[rows, columns])
+
+    def bias(self, module: str) -> NDArray[np.float64]:
+        zeros = np.zeros(len(self._weights[module]))
+        return np.asarray(self._biases.get(module, zeros), np.float64)
+
+    def order(self) -> tuple[str, ...]:
+        return tuple(self._weights)
+
+
+def low_rank(adapter: Adapter, module: str, base: BaseModules | None = None) -> Lowered:
+    """One module of a kind that has a low rank."""
+    lowered = adapter.lower(module, base)
+    assert isinstance(lowered, Lowered)
+    return lowered
 
 
 def config(**fields: Any) -> dict[str, Any]:

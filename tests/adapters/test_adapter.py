@@ -71,7 +71,6 @@ def test_targets_can_be_held_against_a_graph(tmp_path: Path) -> None:
     ("peft_type", "hint"),
     [
         ("LOHA", "merge it into the base"),
-        ("PROMPT_TUNING", "it adds inputs instead of changing weights"),
         ("lora", "did you mean 'LORA'?"),
     ],
 )

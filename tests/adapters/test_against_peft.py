@@ -1,4 +1,4 @@
-"""Checkpoints that PEFT wrote, against the deltas that PEFT computed after loading them."""
+"""Plain LoRA that PEFT wrote, against the deltas that PEFT computed after loading them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from safetensors.numpy import load_file
 
 from lora_quant.adapters.adapter import load_adapter
 from lora_quant.adapters.lowered import Lowered
-from lora_quant.errors import UnsupportedAdapterError
-from tests.adapters.builders import RULES, Array
+from tests.adapters.builders import RULES, Array, low_rank
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "peft"
-CASES: dict[str, dict[str, str]] = json.loads((FIXTURES / "cases.json").read_text("utf-8"))
-LOWERED = sorted(name for name, case in CASES.items() if case["expect"] == "lower")
-REFUSED = sorted(name for name, case in CASES.items() if case["expect"] == "refuse")
+CASES: list[str] = json.loads((FIXTURES / "cases.json").read_text("utf-8"))
 
 # Half a unit in the last place of float32, in which PEFT computes its deltas.
 ROUNDING = 2.0**-24
@@ -45,13 +42,11 @@ def _product(B: Array, s: Array, A: Array) -> Array:
 
 
 def test_the_fixtures_are_there() -> None:
-    assert LOWERED
-    assert REFUSED
-    folders = {path.name for path in FIXTURES.iterdir() if path.is_dir()}
-    assert folders == {*LOWERED, *REFUSED}
+    assert CASES
+    assert {path.name for path in FIXTURES.iterdir() if path.is_dir()} == set(CASES)
 
 
-@pytest.mark.parametrize("case", LOWERED)
+@pytest.mark.parametrize("case", CASES)
 def test_the_delta_is_pefts(case: str) -> None:
     path = FIXTURES / case / "delta.safetensors"
     expected = load_file(path)
@@ -60,7 +55,7 @@ def test_the_delta_is_pefts(case: str) -> None:
     adapter = load_adapter(case, FIXTURES / case, RULES)
     assert set(adapter.shapes) == set(expected)
     for module, theirs in expected.items():
-        lowered = adapter.lower(module)
+        lowered = low_rank(adapter, module)
         theirs = theirs.T if transposed else theirs
         assert delta(lowered).shape == theirs.shape
         assert (np.abs(delta(lowered) - theirs) <= tolerance(lowered)).all(), module
@@ -68,18 +63,10 @@ def test_the_delta_is_pefts(case: str) -> None:
         assert tolerance(lowered).max() <= 5e-6 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_plain_lora_is_refused(case: str) -> None:
-    with pytest.raises(UnsupportedAdapterError) as caught:
-        load_adapter(case, FIXTURES / case, RULES)
-    assert caught.value.hint
-    assert caught.value.where.adapter == case
-
-
 def test_only_competing_patterns_are_reported() -> None:
     findings = {
         case: [f.rule for f in load_adapter(case, FIXTURES / case, RULES).findings]
-        for case in LOWERED
+        for case in CASES
     }
     assert {case: rules for case, rules in findings.items() if rules} == {
         "patterns": ["adapter/competing-alpha-pattern"]

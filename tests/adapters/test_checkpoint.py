@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import pickle
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_quant.adapters.checkpoint import open_checkpoint
+from lora_quant.adapters.formats.detect import FORMATS
 from lora_quant.errors import (
     AdapterError,
     ConfigError,
@@ -63,21 +67,87 @@ def test_weights_without_a_config_have_no_known_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_pickles_are_never_opened(tmp_path: Path, named: bool) -> None:
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_bare_pickles_are_never_opened(tmp_path: Path, named: bool, protocol: int) -> None:
     write(tmp_path, pair(Q0))
     (tmp_path / "adapter_model.safetensors").unlink()
-    pickle = tmp_path / "adapter_model.bin"
-    pickle.write_bytes(b"")
-    with pytest.raises(UnsupportedAdapterError, match="the weights are a pickle") as caught:
-        open_checkpoint(pickle if named else tmp_path)
+    file = tmp_path / "adapter_model.bin"
+    file.write_bytes(pickle.dumps({"lora_A": [1.0]}, protocol))
+    with pytest.raises(UnsupportedAdapterError, match=r"a pickle of torch before 1\.6") as caught:
+        open_checkpoint(file if named else tmp_path)
     assert "safe_serialization=True" in str(caught.value)
 
 
-def test_an_unknown_file_type_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "adapter.gguf"
-    path.write_bytes(b"GGUF")
-    with pytest.raises(AdapterError, match=r"ends in '\.gguf', expected a folder"):
+def test_tar_files_of_old_torch_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "adapter.bin"
+    with tarfile.open(file, "w") as archive:
+        archive.addfile(tarfile.TarInfo("tensors"))
+    with pytest.raises(UnsupportedAdapterError, match="it is not opened"):
+        open_checkpoint(file)
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", bytes(16), b"{}", b"\x80", b"PK\x05\x06"])
+def test_an_unknown_file_is_refused_with_what_was_looked_for(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(AdapterError, match=r"the file begins with b'.*', expected safetensors"):
         open_checkpoint(path)
+
+
+def test_what_a_file_is_its_bytes_say_and_not_its_name(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    assert open_checkpoint(tmp_path).tensors.read(f"base_model.model.{Q0}.lora_A.weight").ndim == 2
+    other = tmp_path / "tone.gguf"
+    (tmp_path / "adapter_model.bin").rename(other)
+    assert open_checkpoint(other).format == "peft"
+
+
+def test_safetensors_come_before_a_copy_of_them_in_another_format(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    for name in ("adapter_model.bin", "adapter_model.pt"):
+        (tmp_path / name).write_bytes(b"not read")
+    assert open_checkpoint(tmp_path).tensors.path.name == "adapter_model.safetensors"
+
+
+def test_a_folder_with_two_adapters_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"not read")
+    with pytest.raises(AdapterError, match="the folder holds several adapters: 'adapter_model"):
+        open_checkpoint(tmp_path)
+
+
+def test_tensors_of_several_formats_are_refused_with_their_marks(tmp_path: Path) -> None:
+    kohya = {"lora_unet_q.lora_down.weight": np.ones((2, 3), np.float32)}
+    torchtune = {"layers.0.attn.q_proj.lora_a.weight": np.ones((2, 3), np.float32)}
+    write(tmp_path, kohya | torchtune)
+    with pytest.raises(AdapterError, match="the file could be of several formats") as caught:
+        open_checkpoint(tmp_path)
+    assert "kohya (tensors lora_unet_PATH.lora_down.weight" in caught.value.message
+    assert "torchtune (tensors layers.N.attn.q_proj.lora_a.weight)" in caught.value.message
+
+
+def test_a_configuration_of_mlx_is_not_pefts(tmp_path: Path) -> None:
+    write(tmp_path, {"layers.0.q.lora_a": np.ones((3, 2), np.float32)})
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"lora_parameters": {"rank": 2, "scale": 1.5}}', encoding="utf-8")
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.format, checkpoint.config.peft_type) == ("mlx", "LORA")
+    assert checkpoint.config.fields["lora_alpha"] == 3.0
+
+
+def test_without_a_configuration_every_format_says_what_it_is_told_by(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(InputMissingError) as caught:
+        open_checkpoint(tmp_path)
+    for form in FORMATS:
+        assert f"{form.name}: {form.signature}" in caught.value.message
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "style.safetensors")
+    with pytest.raises(InputMissingError, match="no weights under a known name") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.hint is not None
+    assert "name the file itself: style.safetensors" in caught.value.hint
 
 
 def test_a_folder_without_weights_is_an_input_error(tmp_path: Path) -> None:
@@ -91,6 +161,9 @@ def test_a_folder_without_weights_is_an_input_error(tmp_path: Path) -> None:
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {})
     with pytest.raises(AdapterError, match="the file holds no tensors"):
+        open_checkpoint(tmp_path)
+    write(tmp_path, {}, peft_type="XLORA")
+    with pytest.raises(UnsupportedAdapterError, match="PEFT does not save what X-LoRA mixes"):
         open_checkpoint(tmp_path)
 
 

@@ -1,8 +1,9 @@
-"""What is not plain LoRA is refused by its field or its tensor, with a way out."""
+"""What a LORA adapter cannot be lowered with is refused by field or tensor, with a way out."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_quant.errors import LoraQuantError, UnsupportedAdapterError
+from lora_quant.adapters.fields import SELECTING, WITHOUT_EFFECT
+from lora_quant.adapters.kinds.lora_refusals import NEUTRAL, REFUSED, USED
+from lora_quant.errors import AdapterError, LoraQuantError, UnsupportedAdapterError
 from tests.adapters.builders import PREFIX, Q0, config, load, pair
+from tests.adapters.fixture_base import KINDS
 
 FIELDS: dict[str, tuple[Any, str, str]] = {
-    "use_dora": (True, "use_dora is set: DoRA also scales", "merge_and_unload"),
-    "lora_bias": (True, "lora_bias is set: the bias of B", "lora_bias=False"),
-    "bias": ("all", "bias is 'all': biases of the base are replaced", 'bias="none"'),
-    "modules_to_save": (["lm_head"], "modules_to_save is set: whole modules", "export a base"),
-    "target_parameters": (["w"], "target_parameters is set", "merge_and_unload"),
-    "trainable_token_indices": ([1], "trainable_token_indices is set", "merge_and_unload"),
-    "layer_replication": ([[0, 2]], "layer_replication is set", "replicated"),
-    "alora_invocation_tokens": ([3], "alora_invocation_tokens is set: aLoRA", "plain LoRA"),
-    "use_qalora": (True, "use_qalora is set: QA-LoRA", "plain LoRA"),
-    "use_bdlora": ({"nblocks": 2}, "use_bdlora is set: BD-LoRA", "plain LoRA"),
-    "arrow_config": ({"top_k": 1}, "arrow_config is set: Arrow", "plain LoRA"),
-    "kasa_config": ({"beta": 1}, "kasa_config is set: KaSA", "merge_and_unload"),
-    "velora_config": ({"scale": 1}, "velora_config is set: VeLoRA", "plain LoRA"),
-    "monteclora_config": ({"n": 1}, "monteclora_config is set: MonteCLoRA", "plain LoRA"),
+    "arrow_config": ({"top_k": 1}, "arrow_config is set: Arrow chooses", "plain LoRA"),
     "loftq_config": ({"loftq_bits": 4}, "loftq_config is set: LoftQ", "export that base"),
-    "ensure_weight_tying": (True, "ensure_weight_tying is set", "target_modules"),
     "field_of_tomorrow": ("x", "field_of_tomorrow is 'x', and what it does", "set it to null"),
     "another": (0, "another is 0, and what it does is not known", "set it to null"),
 }
+
+
+def test_every_field_that_peft_writes_is_accounted_for() -> None:
+    written = json.loads((KINDS / "lora_plain" / "adapter_config.json").read_text("utf-8"))
+    own = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias"}
+    parts = (own, USED, NEUTRAL, REFUSED, SELECTING, WITHOUT_EFFECT)
+    known = [field for part in parts for field in part]
+    assert len(known) == len(set(known)), "a field is accounted for twice"
+    assert set(written) <= set(known)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -51,18 +50,26 @@ def test_fields_that_ask_for_more_are_refused(tmp_path: Path, field: str) -> Non
 @pytest.mark.parametrize(
     ("init", "message", "hint"),
     [
-        ("pissa", "'pissa': it moved the base's weights", "path_initial_model_for_weight_conv"),
-        ("pissa_niter_4", "it moved the base's weights", "path_initial_model_for_weight_conv"),
-        ("olora", "it moved the base's weights", "path_initial_model_for_weight_conversion"),
-        ("OLoRA", "it moved the base's weights", "path_initial_model_for_weight_conversion"),
-        ("corda", "it moved the base's weights", "path_initial_model_for_weight_conversion"),
-        ("lora_ga", "it moved the base's weights", "path_initial_model_for_weight_conversion"),
+        (
+            "pissa_niter_4",
+            "is 'pissa_niter_4': it moved the base's weights before training, by a random "
+            "decomposition that is not saved",
+            "path_initial_model_for_weight_conversion",
+        ),
+        ("corda", "by statistics of data that are not saved", "path_initial_model_for_weight_conv"),
+        ("CorDA", "by statistics of data that are not saved", "path_initial_model_for_weight_conv"),
+        ("lora_ga", "by gradients that are not saved", "path_initial_model_for_weight_conversion"),
         ("loftq", "'loftq': LoftQ belongs to a base", "export that base"),
-        ("xavier", "is 'xavier', expected true, false or one of eva, gaussian", "set it to true"),
+        (
+            "xavier",
+            "is 'xavier', expected true, false or one of eva, gaussian, mica, olora, orthogonal, "
+            "pissa",
+            "set it to true",
+        ),
         (3, "is 3, expected true, false or one of", "set it to true"),
     ],
 )
-def test_initializations_that_change_the_base_are_refused(
+def test_initializations_that_are_not_saved_are_refused(
     tmp_path: Path, init: Any, message: str, hint: str
 ) -> None:
     with pytest.raises(UnsupportedAdapterError, match=message) as caught:
@@ -72,32 +79,62 @@ def test_initializations_that_change_the_base_are_refused(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"use_dora": True, "use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias"),
+        ({"use_dora": True, "init_lora_weights": "mica"}, "use_dora"),
+        ({"kasa_config": {"beta": 1}, "init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [1], "init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [1], "lora_bias": True}, "lora_bias"),
+        ({"lora_bias": True, "init_lora_weights": "pissa"}, "lora_bias"),
+        ({"use_qalora": True, "lora_bias": True}, "lora_bias"),
+        ({"target_parameters": ["m.w"], "use_dora": True}, "target_parameters"),
+        ({"target_parameters": ["m.w"], "lora_bias": True}, "target_parameters"),
+        ({"target_parameters": ["m.w"], "init_lora_weights": "pissa"}, "target_parameters"),
+        ({"velora_config": {"scale": 1}, "monteclora_config": {"a": 1}}, "monteclora_config"),
+    ],
+    ids=str,
+)
+def test_variants_that_peft_does_not_train_together_are_refused(
+    tmp_path: Path, fields: dict[str, Any], named: str
+) -> None:
+    message = "which PEFT does not train together"
+    with pytest.raises(UnsupportedAdapterError, match=message) as caught:
+        load(tmp_path, pair(Q0), **fields)
+    assert caught.value.where.field == named
+
+
+@pytest.mark.parametrize("bias", ["weights", 3, ["all"], True])
+def test_a_bias_setting_that_peft_does_not_have_is_an_error(tmp_path: Path, bias: Any) -> None:
+    with pytest.raises(AdapterError, match="expected one of none, all, lora_only") as caught:
+        load(tmp_path, pair(Q0), bias=bias)
+    assert caught.value.where.field == "bias"
+
+
+_REPLACES = "the configuration does not say that it replaces one of the base"
 KEYS: dict[str, tuple[str, str | None]] = {
-    f"{PREFIX}{Q0}.lora_magnitude_vector": ("the tensor is the magnitude of DoRA", Q0),
-    f"{PREFIX}{Q0}.lora_magnitude_vector.weight": ("the magnitude of DoRA", Q0),
-    f"{PREFIX}{Q0}.lora_B.bias": ("the tensor is the bias of lora_B", Q0),
-    f"{PREFIX}{Q0}.lora_diag": ("the diagonal of KaSA", Q0),
-    f"{PREFIX}{Q0}.lora_E": ("the singular values of AdaLoRA", Q0),
-    f"{PREFIX}{Q0}.lora_A": ("name ends in lora_A, expected lora_A.weight", Q0),
-    f"{PREFIX}m.embed.lora_embedding_A": ("LoRA on an embedding", "m.embed"),
-    f"{PREFIX}m.embed.lora_embedding_B.default": ("LoRA on an embedding", "m.embed"),
-    f"{PREFIX}{Q0}.lora_down.weight": ("LoRA as kohya writes it", Q0),
-    f"{PREFIX}m.attn.base_layer.out_proj.lora_A.weight": (
-        "adapts a part of a wrapped module, as PEFT does for MultiheadAttention",
-        "m.attn.base_layer.out_proj",
-    ),
-    f"{PREFIX}{Q0}.base_layer.bias": ("it would replace a tensor of the base", None),
-    f"{PREFIX}lm_head.base_layer.weight": ("the whole weight of the base's module", "lm_head"),
-    f"{PREFIX}classifier.weight": ("it would replace a tensor of the base", "classifier"),
-    f"{PREFIX}{Q0}.alpha": ("it would replace a tensor of the base", Q0),
-    f"{PREFIX}{Q0}.hada_w1_a": ("it would replace a tensor of the base", Q0),
-    "base_model.classifier.weight": ("the tensor belongs to the whole model", None),
-    "odd": ("it would replace a tensor of the base", None),
+    f"{PREFIX}{Q0}.lora_magnitude_vector": ("the magnitude of DoRA, but use_dora is not set", Q0),
+    f"{PREFIX}{Q0}.lora_magnitude_vector.weight": ("the magnitude of DoRA, but use_dora is", Q0),
+    f"{PREFIX}{Q0}.lora_B.bias": ("the bias of lora_B, but lora_bias is not set", Q0),
+    f"{PREFIX}{Q0}.lora_diag": ("the diagonal of KaSA, but kasa_config is not set", Q0),
+    f"{PREFIX}{Q0}.lora_E": ("the tensor is the singular values of AdaLoRA", None),
+    f"{PREFIX}{Q0}.lora_A": ("name ends in lora_A, expected one of lora_A.weight", Q0),
+    f"{PREFIX}{Q0}.lora_down.weight": ("the tensor is LoRA as kohya writes it", None),
+    f"{PREFIX}{Q0}.lora_velora_embed": (_REPLACES, Q0),
+    f"{PREFIX}{Q0}.base_layer.bias": (_REPLACES, Q0),
+    f"{PREFIX}lm_head.base_layer.weight": (_REPLACES, "lm_head"),
+    f"{PREFIX}classifier.weight": (_REPLACES, "classifier"),
+    f"{PREFIX}{Q0}.alpha": (_REPLACES, Q0),
+    f"{PREFIX}{Q0}.hada_w1_a": (_REPLACES, Q0),
+    "base_model.classifier.weight": (_REPLACES, None),
+    "odd": (_REPLACES, None),
 }
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_tensors_that_are_no_pair_are_refused(tmp_path: Path, key: str) -> None:
+def test_tensors_that_nothing_accounts_for_are_refused(tmp_path: Path, key: str) -> None:
     message, module = KEYS[key]
     tensors = pair(Q0) | {key: np.ones((2, 2), np.float32)}
     with pytest.raises(UnsupportedAdapterError, match=message) as caught:
@@ -113,20 +150,97 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from(["", "q_proj", "(", "pissa", "none"])
+    | st.sampled_from(["", "q_proj", "(", "pissa", "none", "q_proj.weight", "all-linear"])
     | st.text(st.characters(codec="utf-8"), max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["q_proj", "(", "a"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["q_proj", "(", "a", "nblocks", "target_modules_bd_a"]),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=6,
 )
+NAMES = [
+    *config(),
+    *FIELDS,
+    "alora_invocation_tokens",
+    "ensure_weight_tying",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(fields=st.dictionaries(st.sampled_from([*config(), *FIELDS]), VALUES, max_size=3))
+@given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
 def test_any_field_is_taken_or_refused_within_the_tree_of_errors(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     with contextlib.suppress(LoraQuantError):
         load(tmp_path, pair(Q0), **fields).lower(Q0)
+
+
+SUFFIXES = st.sampled_from(
+    [
+        "lora_A.weight",
+        "lora_B.weight",
+        "lora_B.bias",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        "lora_magnitude_vector",
+        "lora_diag",
+        "base_layer.lora_A.weight",
+        "base_layer.lora_B.weight",
+        "base_layer.out_proj.lora_A.weight",
+        "base_layer.out_proj.lora_B.weight",
+        "base_layer.bias",
+        "token_adapter.trainable_tokens_delta",
+    ]
+)
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+SETTINGS = st.sampled_from(
+    [
+        {},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"kasa_config": {"beta": 1}},
+        {"use_qalora": True, "qalora_group_size": 2},
+        {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q_proj"]}},
+        {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["q_proj"]}},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"target_modules": None, "target_parameters": ["q_proj.a", "q_proj.b"]},
+        {"target_modules": None, "target_parameters": ["q_proj.weight"]},
+        {"trainable_token_indices": [1, 3]},
+        {"ensure_weight_tying": True},
+        {"bias": "all"},
+    ]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    shapes=st.dictionaries(SUFFIXES, SHAPES, min_size=1, max_size=5),
+    fields=SETTINGS,
+    rank=st.integers(1, 4),
+)
+def test_any_shapes_are_taken_or_refused_within_the_tree_of_errors(
+    shapes: dict[str, tuple[int, ...]], fields: dict[str, Any], rank: int, tmp_path: Path
+) -> None:
+    tensors = {
+        f"{PREFIX}{Q0}.{suffix}": np.ones(shape, np.float32) for suffix, shape in shapes.items()
+    }
+    with contextlib.suppress(LoraQuantError):
+        adapter = load(tmp_path, tensors, **{"r": rank, **fields})
+        for module in adapter.shapes:
+            adapter.lower(module)
+        for name in adapter.parameters:
+            adapter.parameter(name)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_quant.adapters.routing import Role, RoutedKey, route_key
+from lora_quant.adapters.routing import Role, RoutedKey, any_number, route_key
 
 PARAMETERS = frozenset({"lora_A", "lora_B", "lora_embedding_A"})
 
@@ -39,3 +39,25 @@ def test_adapter_tensors(key: str, module: str, suffix: str, name: str | None) -
 )
 def test_everything_else_is_said_to_be_what_it_is(key: str, role: Role, module: str) -> None:
     assert route_key(key, PARAMETERS) == RoutedKey(key, role, module)
+
+
+@pytest.mark.parametrize(
+    ("key", "suffix", "name"),
+    [
+        ("m.q.svd.U_low", "svd.U_low", None),
+        ("base_model.model.m.q.svd.U_low.default", "svd.U_low", "default"),
+        ("m.q.encoders.0.weight", "encoders.0.weight", None),
+        ("m.q.encoders.12.weight", "encoders.12.weight", None),
+    ],
+)
+def test_a_parameter_may_have_two_parts_and_be_numbered(
+    key: str, suffix: str, name: str | None
+) -> None:
+    found = route_key(key, {"svd.U_low", "encoders.#"})
+    assert found == RoutedKey(key, Role.ADAPTER, "m.q", suffix, name)
+    assert any_number(suffix) in {"svd.U_low", "encoders.#.weight"}
+
+
+@pytest.mark.parametrize("key", ["m.q.svd.other", "m.q.encoders.x.weight", "m.q.encoders.weight"])
+def test_half_a_parameter_is_none(key: str) -> None:
+    assert route_key(key, {"svd.U_low", "encoders.#"}).role is Role.REPLACEMENT

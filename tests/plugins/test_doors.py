@@ -50,7 +50,7 @@ def test_built_ins_come_through_the_door_under_their_own_name(door: Door) -> Non
         loaded = plugins.load(door, name)
         assert getattr(loaded, door.name_attribute) == name
         assert isinstance(plugins.make(door, name), loaded)
-    assert set(plugins.make_all(door)) == set(names)
+    assert set(plugins.Instances(door)) == set(names)
 
 
 def test_the_built_ins() -> None:
@@ -105,8 +105,8 @@ def test_an_unknown_name_lists_what_is_near() -> None:
             "lowering_rules",
             "ODD",
             "class Odd:\n    kind = 'ODD'\n    def lower(self): ...\n",
-            "the lowering rule 'ODD' of odd-plugin 2.1 (odd_plugin:Odd) lacks the method modules "
-            "and default_scale; expected modules, default_scale, lower",
+            "the lowering rule 'ODD' of odd-plugin 2.1 (odd_plugin:Odd) lacks the method describe "
+            "and default_scale; expected describe, default_scale, lower",
         ),
         (
             "passes",
@@ -124,7 +124,7 @@ def test_an_unknown_name_lists_what_is_near() -> None:
             "Odd.__init__() missing 1 required positional argument: 'port'",
         ),
     ],
-    ids=["raises", "absent", "no class", "name", "no emit", "no modules", "no ensures", "options"],
+    ids=["raises", "absent", "no class", "name", "no emit", "no describe", "no ensures", "options"],
 )
 def test_a_broken_plugin_names_its_owner_and_what_was_expected(
     group: str, name: str, source: str, text: str, install: Path

@@ -1,105 +1,139 @@
-"""LORA: y = W x + s * B (A x), plain low rank, for linear modules and convolutions.
+"""LORA: y = W x + s B (A x), and every variant that PEFT trains under this name.
 
     s = lora_alpha / r          s = lora_alpha / sqrt(r) with use_rslora
 
-Per module, r and lora_alpha may come from `rank_pattern` and `alpha_pattern`. A and B are stored
-in logical order whatever `fan_in_fan_out` says of the base's weight. Everything that PEFT offers
-beside this and that changes the result is refused by name: see `lora_refusals`.
+A module is described and lowered in steps, in the order in which PEFT applies them:
+
+    lora_pairs     A and B as stored, also of convolutions, embeddings and in blocks
+    lora_bias      c = s b_B
+    lora_starts    PiSSA, OLoRA: minus the product that the base lost before training
+    lora_kasa      KaSA: a diagonal between A and B, minus what the base lost
+    lora_dora      DoRA: every row of the sum has a trained norm
+
+Beside modules, `lora_experts` lowers parameters, `lora_attention` the two projections of a
+MultiheadAttention, `lora_tokens` rows of embeddings. What is refused is in `lora_refusals`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
-
 from lora_quant.adapters.checkpoint import Checkpoint
-from lora_quant.adapters.finite import read_finite
-from lora_quant.adapters.kinds.lora_pairs import find_pairs, pair_shape
-from lora_quant.adapters.kinds.lora_refusals import refuse_fields
+from lora_quant.adapters.description import ParameterShape
+from lora_quant.adapters.key_table import KeyTable
+from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.kinds import lora_attention, lora_experts, lora_ties, lora_tokens
+from lora_quant.adapters.kinds.lora_bias import B_BIAS, bias_shape, with_bias
+from lora_quant.adapters.kinds.lora_dora import (
+    MAGNITUDE,
+    beside_biases,
+    dora_shape,
+    with_magnitude,
+)
+from lora_quant.adapters.kinds.lora_kasa import DIAGONAL, kasa_shape, with_diagonal
+from lora_quant.adapters.kinds.lora_notices import notices
+from lora_quant.adapters.kinds.lora_pairs import PAIRS, pair_shape, stored_pair
+from lora_quant.adapters.kinds.lora_refusals import (
+    NEUTRAL,
+    REFUSED,
+    USED,
+    check_config,
+    refuse_foreign,
+    without_training_state,
+)
+from lora_quant.adapters.kinds.lora_starts import start_shape, without_start
 from lora_quant.adapters.lowered import Lowered, ModuleShape
 from lora_quant.adapters.module_match import check_targets, read_targets
-from lora_quant.adapters.patterns import Matched, match_patterns
+from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.errors import AdapterError
+from lora_quant.adapters.replaced_parameters import replaced_parameters
 from lora_quant.findings import Finding
 
-_DEFAULT_RANK = 8
-_DEFAULT_ALPHA = 8.0
 
-
-@dataclass(frozen=True)
-class LoraRule:
-    """Lowers plain LoRA; see the module's text for the formula."""
+class LoraRule(KindRule):
+    """Lowers LoRA; see the module's text for the steps."""
 
     kind: ClassVar[str] = "LORA"
+    form = "ΔW = s B A, s = lora_alpha / r"
+    rank = "r; 2 r for PiSSA, OLoRA, KaSA"
+    optional = (*(name for pair in PAIRS for name in pair), B_BIAS, *MAGNITUDE, DIAGONAL)
+    rank_field = ("r", 8)
+    alpha_field = ("lora_alpha", 8.0)
+    patterns = True
+    used = USED
+    neutral = NEUTRAL
+    refused = REFUSED
 
-    def modules(
-        self, checkpoint: Checkpoint
-    ) -> tuple[Mapping[str, ModuleShape], tuple[Finding, ...]]:
-        """Every adapted module with rank, sizes and scale, from config and headers only."""
-        config, tensors = checkpoint.config, checkpoint.tensors
-        refuse_fields(config)
-        targets = read_targets(config)
-        pairs = find_pairs(tensors)
-        findings = check_targets(targets, config, pairs)
-        ranks, rank_findings = match_patterns(
-            config, "rank_pattern", config.positive_patterns("rank_pattern"), _rank(config), pairs
-        )
-        alphas, alpha_findings = match_patterns(
-            config, "alpha_pattern", config.number_patterns("alpha_pattern"), _alpha(config), pairs
-        )
-        shapes = {}
-        for module, pair in pairs.items():
-            shape = pair_shape(module, pair, tensors)
-            _check_rank(config, shape, ranks[module])
-            shapes[module] = replace(shape, scale=_scale(config, alphas[module].value, shape.rank))
-        return shapes, findings + rank_findings + alpha_findings
+    def scale(self, config: PeftConfig, alpha: float, rank: int) -> float:
+        """alpha / rank, or alpha / sqrt(rank) with use_rslora."""
+        return alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank)
 
-    def default_scale(self, checkpoint: Checkpoint) -> float:
-        """The scale of a module that no pattern matches: lora_alpha over r or its root."""
+    def check(self, config: PeftConfig) -> None:
+        """Refuse values and combinations that PEFT does not train, or that cannot be exact."""
+        check_config(config)
+
+    def arrange(self, keys: KeyTable, checkpoint: Checkpoint) -> KeyTable:
+        """Name the parameters that adapters belong to, and put biases beside their modules."""
+        others = without_training_state(keys.others, checkpoint.config)
+        refuse_foreign(others, checkpoint.tensors.path)
+        modules = lora_experts.named_parameters(keys.modules, checkpoint)
+        return replace(keys, modules=beside_biases(modules, others), others=others)
+
+    def check_targets(self, keys: KeyTable, checkpoint: Checkpoint) -> tuple[Finding, ...]:
+        """Modules against target_modules, parameters against target_parameters."""
         config = checkpoint.config
-        return _scale(config, _alpha(config), _rank(config))
+        parameters = lora_experts.parameter_modules(keys.modules)
+        tied = lora_ties.tied_modules(keys.modules, checkpoint)
+        modules = [lora_attention.owner(m) for m in keys.modules if m not in parameters | tied]
+        targets = lora_experts.without_parameters(read_targets(config), config)
+        findings = check_targets(targets, config, dict.fromkeys(modules))
+        return (*findings, *lora_experts.check_parameters(config, parameters))
 
-    def lower(self, checkpoint: Checkpoint, shape: ModuleShape) -> Lowered:
-        """A `[rank, in, *kernel]` and B `[out, rank]` as stored, s `[rank]` filled with the scale.
+    def setting_name(self, module: str) -> str:
+        """PEFT gives the output projection of an attention the settings of the attention."""
+        return lora_attention.owner(module)
 
-        Raises AdapterError for NaN and Inf, naming the tensor.
-        """
-        tensors = checkpoint.tensors
-        name_a, name_b = shape.tensors
-        b = read_finite(tensors, name_b, shape.module)
-        return Lowered(
-            A=read_finite(tensors, name_a, shape.module),
-            B=b.reshape(b.shape[:2]),
-            s=np.full(shape.rank, shape.scale),
-        )
+    def shapes(self, headers: Headers) -> Iterable[ModuleShape]:
+        """One module, or one for every expert of a parameter."""
+        if lora_experts.is_parameter(headers.names):
+            return lora_experts.expert_shapes(headers)
+        return (self.shape(headers),)
 
+    def shape(self, headers: Headers) -> ModuleShape:
+        """Rank, sizes and vectors of one module, step by step."""
+        shape = pair_shape(headers)
+        shape = bias_shape(shape, headers)
+        shape = start_shape(shape, headers)
+        shape = kasa_shape(shape, headers)
+        shape = dora_shape(shape, headers)
+        return lora_attention.attention_shape(shape, headers)
 
-def _rank(config: PeftConfig) -> int:
-    return config.positive("r", _DEFAULT_RANK)
+    def formula(self, module: ModuleTensors) -> Lowered:
+        """y = W x + s B (A x), changed by each step that the module has tensors or settings for."""
+        if lora_experts.is_parameter(module.shape.tensors):
+            return lora_experts.expert(module)
+        lowered = stored_pair(module)
+        lowered = with_bias(lowered, module)
+        lowered = without_start(lowered, module)
+        lowered = with_diagonal(lowered, module)
+        return with_magnitude(lowered, module)
 
+    def parameters(
+        self, keys: KeyTable, checkpoint: Checkpoint, shapes: Mapping[str, ModuleShape]
+    ) -> dict[str, ParameterShape]:
+        """Whole parameters and rows of tables."""
+        config, source = checkpoint.config, checkpoint.tensors
+        rows = lora_tokens.token_rows(keys.others, config, source)
+        others = lora_tokens.without_rows(keys.others)
+        tied = lora_ties.tied_parameters(others, config, source)
+        whole = {name: tensor for name, tensor in others.items() if name not in tied}
+        return {**replaced_parameters(whole, config, source, shapes), **tied, **rows}
 
-def _alpha(config: PeftConfig) -> float:
-    return config.number("lora_alpha", _DEFAULT_ALPHA)
-
-
-def _scale(config: PeftConfig, alpha: float, rank: int) -> float:
-    return alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank)
-
-
-def _check_rank(config: PeftConfig, shape: ModuleShape, expected: Matched[int]) -> None:
-    if shape.rank == expected.value:
-        return
-    field = "r" if expected.key is None else "rank_pattern"
-    source = "r" if expected.key is None else f"rank_pattern[{expected.key!r}]"
-    raise AdapterError(
-        f"module {shape.module!r} has rank {shape.rank} in the weights, expected "
-        f"{expected.value} from {source}",
-        where=replace(config.where(field), module=shape.module),
-        hint="the configuration is not the one that the weights were saved with, and their scale "
-        "depends on it",
-    )
+    def notices(
+        self, checkpoint: Checkpoint, shapes: Mapping[str, ModuleShape]
+    ) -> tuple[Finding, ...]:
+        """What the configuration asks of the graph or of the application."""
+        return notices(checkpoint, shapes)

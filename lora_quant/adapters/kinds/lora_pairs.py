@@ -1,127 +1,156 @@
-"""The A and B of every module of a LORA checkpoint, found by name and checked by shape."""
+"""A and B of one module: found by name, checked by shape, read as stored.
+
+linear       A [r, in]             B [out, r]
+convolution  A [r, in, *kernel]    B [out, r / groups, 1, ...]
+embedding    A [r, vocabulary]     B [dim, r]
+BD-LoRA, QA-LoRA: packed, see `lora_blocks`
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import numpy as np
 
-from lora_quant.adapters.kinds.lora_refusals import PARAMETERS, refuse_key, refuse_nested
-from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.routing import Role, RoutedKey, route_keys
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES, SafetensorsFile
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.adapters.kinds.lora_blocks import (
+    Packing,
+    block_diagonal,
+    packing_of,
+    unpooled,
+)
+from lora_quant.adapters.lowered import FloatArray, Lowered, ModuleShape
+from lora_quant.adapters.module_tensors import Headers, ModuleTensors
+from lora_quant.errors import UnsupportedAdapterError, Where
 
-_A = "lora_A.weight"
-_B = "lora_B.weight"
+LINEAR = ("lora_A.weight", "lora_B.weight")
+EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+PAIRS = (LINEAR, EMBEDDING)
 _MAX_SPATIAL = 2
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Names of the two tensors of one module."""
+def pair_shape(headers: Headers) -> ModuleShape:
+    """Rank and sizes of one module from the headers of A and B.
 
-    a: str
-    b: str
-
-
-def find_pairs(tensors: SafetensorsFile) -> Mapping[str, Pair]:
-    """Module -> its two tensors, sorted by module. Every tensor of the file is accounted for.
-
-    Raises UnsupportedAdapterError for a tensor that is no A or B, AdapterError for a lone or a
-    repeated one and for two adapters in one file.
+    Raises AdapterError for a lone A or B, for shapes that do not fit each other and for a rank
+    that the configuration contradicts; UnsupportedAdapterError for convolutions over three axes.
     """
-    found: dict[str, dict[str, RoutedKey]] = {}
-    names: dict[str | None, str] = {}
-    routed = route_keys(tensors.names, PARAMETERS)
-    # adapter tensors first: what they are explains the replacements that come with them
-    for key in sorted(routed, key=lambda key: key.role is not Role.ADAPTER):
-        if key.role is not Role.ADAPTER or key.suffix not in (_A, _B):
-            raise refuse_key(key, tensors.path)
-        if "base_layer" in key.module.split("."):
-            raise refuse_nested(key, tensors.path)
-        names.setdefault(key.adapter_name, key.key)
-        other = found.setdefault(key.module, {}).setdefault(key.suffix, key)
-        if other is not key:
-            raise AdapterError(
-                f"two tensors are {key.suffix} of one module: {other.key!r} and {key.key!r}",
-                where=Where(file=tensors.path, module=key.module, tensor=key.key),
-                hint="save one adapter a file, with one prefix",
-            )
-    if len(names) > 1:
-        raise AdapterError(
-            "the file holds tensors of several adapters: "
-            + ", ".join(f"{name or 'no name'} ({key!r})" for name, key in _sorted(names)),
-            where=Where(file=tensors.path),
-            hint="save one adapter a file with PEFT's save_pretrained",
-        )
-    return {module: _pair(module, found[module], tensors) for module in sorted(found)}
-
-
-def _sorted(names: Mapping[str | None, str]) -> list[tuple[str | None, str]]:
-    return sorted(names.items(), key=lambda item: item[0] or "")
-
-
-def _pair(module: str, parts: Mapping[str, RoutedKey], tensors: SafetensorsFile) -> Pair:
-    for missing, present in ((_A, _B), (_B, _A)):
-        if missing not in parts:
-            raise AdapterError(
-                f"the module has {present} but no {missing}",
-                where=Where(file=tensors.path, module=module, tensor=parts[present].key),
-                hint="the checkpoint is incomplete; save or download it again",
-            )
-    return Pair(parts[_A].key, parts[_B].key)
-
-
-def pair_shape(module: str, pair: Pair, tensors: SafetensorsFile) -> ModuleShape:
-    """Shape of one module from the headers of A and B; its scale is left at 1.
-
-    A `[rank, in, *kernel]` and B `[out, rank, 1, ...]` with as many ones as the kernel has axes.
-    """
-    a, b = tensors.info(pair.a), tensors.info(pair.b)
-    for name, info in ((pair.a, a), (pair.b, b)):
-        where = Where(file=tensors.path, module=module, tensor=name)
-        if info.dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(
-                f"the tensor is {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}",
-                where=where,
-                hint="save the adapter's weights in float32, float16 or bfloat16",
-            )
-        if len(info.shape) < 2 or 0 in info.shape:
-            raise AdapterError(
-                f"the tensor has shape {list(info.shape)}, expected two or more axes without "
-                "a zero",
-                where=where,
-                hint="a checkpoint saved from sharded weights has such tensors; gather them first",
-            )
-    rank, in_features, *kernel = a.shape
-    out_features, b_rank, *ones = b.shape
-    where = Where(file=tensors.path, module=module, tensor=pair.b)
+    a, b = _names(headers)
+    rank, inputs, *kernel = _dims(headers, a)
+    out, columns, *ones = _dims(headers, b)
+    packing = packing_of(headers.config, headers.module)
     if len(kernel) > _MAX_SPATIAL:
         raise UnsupportedAdapterError(
             f"the module is a convolution over {len(kernel)} axes, expected at most {_MAX_SPATIAL}",
-            where=where,
+            where=_where(headers, a),
             hint="leave it out of target_modules",
         )
     if len(ones) != len(kernel) or any(size != 1 for size in ones):
-        raise AdapterError(
-            f"B has shape {list(b.shape)} beside A of shape {list(a.shape)}, expected "
-            f"{[out_features, rank] + [1] * len(kernel)}",
-            where=where,
+        raise headers.error(
+            b,
+            f"B has shape {[out, columns, *ones]} beside A of shape {[rank, inputs, *kernel]}, "
+            f"expected {[out, rank] + [1] * len(kernel)}",
             hint="A and B are not of one module; save the adapter again",
         )
-    if kernel and b_rank < rank and rank % b_rank == 0:
+    if packing.is_packed and (kernel or a not in LINEAR):
         raise UnsupportedAdapterError(
-            f"B has {b_rank} columns beside {rank} rows of A: the module is a convolution with "
-            f"{rank // b_rank} groups",
-            where=where,
-            hint="leave grouped convolutions out of target_modules",
+            f"the module is a convolution or an embedding, and {packing.field} packs linear "
+            "modules only",
+            where=_where(headers, a),
+            hint="leave it out of target_modules",
         )
-    if b_rank != rank:
-        raise AdapterError(
-            f"B has {b_rank} columns, expected {rank} as A has rows",
-            where=where,
+    columns *= packing.b_blocks
+    groups = rank // columns if kernel and rank % columns == 0 else 1
+    if columns * groups != rank:
+        expected = rank // packing.b_blocks
+        raise headers.error(
+            b,
+            f"B has {columns // packing.b_blocks} columns, expected {expected} as A has rows",
             hint="A and B are not of one training; save the adapter again",
         )
+    headers.expect_rank(a, rank)
+    _check_blocks(headers, packing, rank, out)
+    if out % groups:
+        raise headers.error(b, f"B has {out} rows, expected a multiple of its {groups} groups")
+    inputs *= packing.a_blocks * packing.pooled
     return ModuleShape(
-        module, rank, in_features, out_features, tuple(kernel), tensors=(pair.a, pair.b)
+        headers.module,
+        rank,
+        inputs,
+        out,
+        tuple(kernel),
+        headers.scale * packing.gain(inputs),
+        groups=groups,
+        is_embedding=a in EMBEDDING,
+        gated=not headers.config.is_neutral("alora_invocation_tokens"),
+    )
+
+
+def stored_pair(module: ModuleTensors) -> Lowered:
+    """A and B in the dtype of the file; blocks are laid out and pooled inputs repeated."""
+    a, b = next(pair for pair in PAIRS if pair[0] in module)
+    A, B = module.stored(a), module.stored(b)
+    packing = packing_of(module.config, module.shape.module)
+    if packing.a_blocks > 1:
+        A = block_diagonal(A, packing.a_blocks)
+    if packing.b_blocks > 1:
+        B = block_diagonal(B, packing.b_blocks)
+    if packing.pooled > 1:
+        A = unpooled(A, packing.pooled)
+    return Lowered(A, B.reshape(B.shape[:2]), np.full(len(A), module.shape.scale))
+
+
+def appended(lowered: Lowered, A: FloatArray, B: FloatArray, s: float) -> Lowered:
+    """More ranks `A [k, in]`, `B [out, k]` with one scale, in float64."""
+    return Lowered(
+        np.concatenate([lowered.A.astype(np.float64), A]),
+        np.concatenate([lowered.B.astype(np.float64), B], axis=1),
+        np.concatenate([lowered.s, np.full(len(A), s)]),
+        g=lowered.g,
+        h=lowered.h,
+        c=lowered.c,
+    )
+
+
+def _names(headers: Headers) -> tuple[str, str]:
+    present = next(iter(headers.names))
+    pair = next((p for p in PAIRS if headers.has(p[0]) or headers.has(p[1])), LINEAR)
+    for name in pair:
+        if not headers.has(name):
+            other = next((other for other in pair if headers.has(other)), present)
+            raise headers.error(
+                other,
+                f"the module has {other} but no {name}",
+                hint="the checkpoint is incomplete; save or download it again",
+            )
+    return pair
+
+
+def _dims(headers: Headers, parameter: str) -> tuple[int, ...]:
+    dims = headers.dims(parameter)
+    if len(dims) < 2 or (parameter in EMBEDDING and len(dims) > 2):
+        expected = "two axes" if parameter in EMBEDDING else "two or more axes"
+        raise headers.error(
+            parameter,
+            f"the tensor has shape {list(dims)}, expected {expected}",
+            hint="a checkpoint saved from sharded weights has such tensors; gather them first",
+        )
+    return dims
+
+
+def _check_blocks(headers: Headers, packing: Packing, rank: int, out: int) -> None:
+    for blocks, size, what in (
+        (packing.a_blocks, rank, "A has {} rows"),
+        (packing.b_blocks, rank, "A has {} rows"),
+        (packing.b_blocks, out, "B has {} rows"),
+    ):
+        if size % blocks:
+            raise headers.error(
+                LINEAR[0],
+                f"{what.format(size)}, expected a multiple of the {blocks} blocks of "
+                f"{packing.field}",
+                hint=f"correct nblocks of {packing.field}",
+            )
+
+
+def _where(headers: Headers, parameter: str) -> Where:
+    return Where(
+        file=headers.source.path, module=headers.module, tensor=headers.names.get(parameter)
     )

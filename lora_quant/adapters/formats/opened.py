@@ -1,0 +1,66 @@
+"""Opening a weights file for as long as a read takes, and noticing that it has changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from lora_quant.adapters.safetensors_header import TensorInfo
+from lora_quant.errors import AdapterError, InputMissingError, Where
+
+Stamp = tuple[int, int]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[FileIO]:
+    """The file, unbuffered; InputMissingError if it is none or cannot be read."""
+    # asked first because opening a pipe would wait for its other end
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise InputMissingError(
+            f"the weights file {problem}", where=Where(file=path), hint="check the path"
+        )
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise InputMissingError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=Where(file=path),
+            hint="check the path and its permissions",
+        ) from error
+
+
+def stamp(file: FileIO) -> Stamp:
+    """Size and time of the last change: what tells that a file is still the same."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def read_at(
+    path: Path, info: TensorInfo, expected: Stamp | None, where: Where
+) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The bytes of one tensor; AdapterError if the file is shorter or not the one of `expected`."""
+    data = np.empty(info.size, np.uint8)
+    with opened(path) as file:
+        if expected is not None and stamp(file) != expected:
+            raise AdapterError(
+                "the file was changed since its header was read",
+                where=where,
+                hint="do not write to an adapter while it is compiled; start again",
+            )
+        file.seek(info.offset)
+        rest = data.data
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise AdapterError(
+                    f"the file ended {len(rest)} bytes too early while it was read", where=where
+                )
+            rest = rest[count:]
+    return data

@@ -1,0 +1,53 @@
+"""Adapters that hold one set of weights and several tasks, of which one is lowered at a time.
+
+Their configuration does not say which task. The loader puts the user's choice beside its fields,
+as `task_id`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from lora_quant.adapters.checkpoint import Checkpoint
+from lora_quant.adapters.fields import short
+from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.errors import AdapterError, UnsupportedAdapterError
+
+TASK_FIELD = "task_id"
+
+
+@runtime_checkable
+class TaskRule(Protocol):
+    """A rule for a kind with tasks."""
+
+    def tasks(self, checkpoint: Checkpoint) -> int:
+        """The number of tasks, from the configuration; they are counted from 0."""
+
+
+def chosen_task(config: PeftConfig, tasks: int) -> int:
+    """The task to lower; the only one needs no choice.
+
+    Raises UnsupportedAdapterError if there are several and none is chosen, AdapterError for a
+    choice that is not among them.
+    """
+    task = config.fields.get(TASK_FIELD)
+    if task is None:
+        if tasks == 1:
+            return 0
+        raise UnsupportedAdapterError(
+            f"the adapter holds {tasks} tasks, and none is chosen",
+            where=config.where(TASK_FIELD),
+            hint=f"choose a task from 0 to {tasks - 1}; each task is an adapter of its own",
+        )
+    if type(task) is not int or not 0 <= task < tasks:
+        raise AdapterError(
+            f"the task is {short(task)}, expected a whole number from 0 to {tasks - 1}",
+            where=config.where(TASK_FIELD),
+            hint="the tasks are counted in the order in which they were trained, from 0",
+        )
+    return task
+
+
+def with_task(config: PeftConfig, task: int) -> PeftConfig:
+    """The same configuration with the user's choice of a task."""
+    return PeftConfig(config.file, config.peft_type, {**config.fields, TASK_FIELD: task})
