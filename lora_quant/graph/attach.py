@@ -8,28 +8,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_quant.errors import AttachPointError, Where
+from lora_quant.errors import AttachPointError, Where, did_you_mean
 from lora_quant.graph.bias import bias_after
 from lora_quant.graph.catalog import LinearCatalog
+from lora_quant.graph.fit import Fit, ModuleRequest, is_pointwise, label
 from lora_quant.graph.fused import fused_parts
 from lora_quant.graph.index import GraphIndex
-from lora_quant.graph.name_table import same_module
 from lora_quant.graph.node_finder import FoundNode, NodeFinder
-from lora_quant.graph.records import AttachPoint, LinearNode, ModulePart
+from lora_quant.graph.records import AttachPoint, Form, Gate, LinearNode, ModulePart, Vector
+
+__all__ = ["ModuleRequest", "ModuleSizes", "Placement", "Resolution", "Resolver"]
 
 
 @dataclass(frozen=True)
-class ModuleRequest:
-    """What an adapter needs of the node of one module; `adapter` is named in errors."""
+class ModuleSizes:
+    """The weight of one module in the graph, `[out, in / groups, *kernel]`.
 
-    module: str
+    A linear layer that a "prepared" graph computes as a convolution has no kernel.
+    """
+
     in_features: int
     out_features: int
-    kernel: tuple[int, ...]
-    adapter: str
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    is_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,23 @@ class Placement:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Attach points in graph order, and the place of every requested module among them."""
+    """Attach points in graph order, and the place and sizes of every requested module."""
 
     points: tuple[AttachPoint, ...]
     placements: Mapping[str, Placement]
+    sizes: Mapping[str, ModuleSizes]
+
+    def place(self, module: str) -> tuple[AttachPoint, ModulePart]:
+        """The attach point of a module and its part of it; AttachPointError if it has none."""
+        placement = self.placements.get(module)
+        if placement is None:
+            raise AttachPointError(
+                f"module {module!r} was not asked for when attach points were resolved",
+                where=Where(module=module),
+                hint=did_you_mean(module, self.placements),
+            )
+        point = self.points[placement.point]
+        return point, point.parts[placement.part]
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class Resolver:
             catalog, graph_file=graph_file, mapping=mapping, mapping_file=mapping_file
         )
         self._index = index
-        self._graph_file = graph_file
+        self._fit = Fit(graph_file)
 
     def resolve(self, requests: Sequence[ModuleRequest]) -> Resolution:
         """Attach points for all requests; the same module may be asked for by several adapters.
@@ -83,11 +101,14 @@ class Resolver:
         """
         by_product: dict[str, list[_Claim]] = defaultdict(list)
         for request in requests:
-            found = self._finder.find(request.module, request.adapter)
+            found = self._finder.find(
+                request.module, request.adapter, is_embedding=request.is_embedding
+            )
             by_product[found.linear.product].append(_Claim(request, found))
         order = sorted(by_product, key=lambda product: self._index.positions[product])
         points = []
         placements = {}
+        sizes: dict[str, ModuleSizes] = {}
         for number, product in enumerate(order):
             claims = by_product[product]
             point = self._point(claims)
@@ -97,8 +118,10 @@ class Resolver:
                 # The parts of a fused projection differ in their leaf, and it alone is certain:
                 # adapters may spell the levels before it in different ways.
                 part = leaves.index(_leaf(claim.request.module)) if claim.found.is_fused else 0
-                placements[claim.request.module] = Placement(number, part)
-        return Resolution(tuple(points), placements)
+                module = claim.request.module
+                placements[module] = Placement(number, part)
+                sizes.setdefault(module, _sizes(point, point.parts[part], claim.request))
+        return Resolution(tuple(points), placements, sizes)
 
     def _point(self, claims: Sequence[_Claim]) -> AttachPoint:
         linear, name = claims[0].found.linear, claims[0].found.name
@@ -108,97 +131,83 @@ class Resolver:
                 claim.request
             )
         for requests in by_part.values():
-            self._check_same_module(linear, requests)
+            self._fit.check_same_module(linear, requests)
             for request in requests:
-                self._check_input(linear, request)
+                self._fit.check_input(linear, request)
+                self._fit.check_groups(linear, request)
         sizes = {
             min(request.module for request in requests): self._size(linear, requests)
             for requests in by_part.values()
         }
         if any(claim.found.is_fused for claim in claims):
+            self._fit.check_shared_input(linear, [claim.request for claim in claims])
             parts = self._fused(linear, sizes)
         else:
             ((module, size),) = sizes.items()
-            if size != linear.out_features:
-                raise self._unfit(
+            if size not in (None, linear.out_features):
+                raise self._fit.unfit(
                     linear,
                     claims[0].request,
-                    f"lora_B has {size} output features, the node computes {linear.out_features}",
-                    hint="the adapter was trained on another base model, or the mapping is off",
+                    f"the adapter has {size} output features, the node computes "
+                    f"{linear.out_features}",
                 )
-            parts = (ModulePart(module, 0, size),)
+            parts = (ModulePart(module, 0, linear.out_features),)
         bias_node, output = bias_after(linear, self._index)
-        return AttachPoint(name, linear, output, bias_node, parts)
+        wanted = [claim.request for claim in claims]
+        return AttachPoint(
+            name=name,
+            linear=linear,
+            output=output,
+            bias_node=bias_node,
+            parts=parts,
+            low_rank=any(request.low_rank for request in wanted),
+            vectors=frozenset[Vector]().union(*(request.vectors for request in wanted)),
+            gates=frozenset[Gate]().union(*(request.gates for request in wanted)),
+        )
 
-    def _fused(self, linear: LinearNode, sizes: Mapping[str, int]) -> tuple[ModulePart, ...]:
+    def _fused(self, linear: LinearNode, sizes: Mapping[str, int | None]) -> tuple[ModulePart, ...]:
         parts = fused_parts(sizes, linear.out_features)
         if isinstance(parts, str):
             raise AttachPointError(
-                f"the modules of {_label(linear)} do not fit it: it computes "
+                f"the modules of {label(linear)} do not fit it: it computes "
                 f"{linear.out_features} output features, and {parts}",
-                where=self._where(linear, min(sizes)),
+                where=self._fit.where(linear, min(sizes)),
                 hint="export the graph without fusing projections",
             )
         return parts
 
-    def _check_same_module(self, linear: LinearNode, requests: Sequence[ModuleRequest]) -> None:
-        """One part of a node is one module, however adapters spell it."""
-        first = requests[0]
-        spelled: dict[str, str] = {}
-        for other in requests:
-            is_only = spelled.setdefault(other.adapter, other.module) == other.module
-            if not is_only or not same_module(first.module, other.module):
-                raise AttachPointError(
-                    f"two modules lead to {_label(linear)}: {first.module!r} of adapter "
-                    f"{first.adapter!r} and {other.module!r} of adapter {other.adapter!r}",
-                    where=self._where(linear, other.module),
-                    hint="give each module its own node in `attach_point_onnx_mapping`",
-                )
-
-    def _size(self, linear: LinearNode, requests: Sequence[ModuleRequest]) -> int:
-        first = requests[0]
-        for other in requests:
+    def _size(self, linear: LinearNode, requests: Sequence[ModuleRequest]) -> int | None:
+        """The output features of one module, None if no adapter tells them."""
+        known = [request for request in requests if request.out_features is not None]
+        if not known:
+            return None
+        first = known[0]
+        for other in known:
             if other.out_features != first.out_features:
                 raise AttachPointError(
                     f"adapters {first.adapter!r} and {other.adapter!r} disagree on the output "
                     f"features of one module: {first.out_features} and {other.out_features}",
-                    where=self._where(linear, other.module),
+                    where=self._fit.where(linear, other.module),
                     hint="they were not trained on the same base model",
                 )
         return first.out_features
 
-    def _check_input(self, linear: LinearNode, request: ModuleRequest) -> None:
-        kernel = linear.conv.kernel if linear.conv else ()
-        # "Prepared" graphs compute a linear layer as a convolution of kernel 1, in any number of
-        # axes; the factors of both are the same numbers.
-        is_pointwise = set(kernel) | set(request.kernel) <= {1}
-        if linear.in_features == request.in_features and (is_pointwise or kernel == request.kernel):
-            return
-        raise self._unfit(
-            linear,
-            request,
-            f"lora_A is for input {[request.in_features, *request.kernel]}, the node's weight for "
-            f"{[linear.in_features, *kernel]}",
-            hint="the adapter was trained on another base model, or the mapping is off",
-        )
 
-    def _unfit(
-        self, linear: LinearNode, request: ModuleRequest, reason: str, hint: str
-    ) -> AttachPointError:
-        return AttachPointError(
-            f"module {request.module!r} of adapter {request.adapter!r} does not fit "
-            f"{_label(linear)}: {reason}",
-            where=self._where(linear, request.module),
-            hint=hint,
-        )
-
-    def _where(self, linear: LinearNode, module: str) -> Where:
-        return Where(file=self._graph_file, module=module, node=linear.node or None)
+def _sizes(point: AttachPoint, part: ModulePart, request: ModuleRequest) -> ModuleSizes:
+    linear = point.linear
+    sizes = ModuleSizes(
+        in_features=linear.in_features,
+        out_features=part.size,
+        is_embedding=linear.form is Form.EMBEDDING,
+    )
+    if linear.conv is None:
+        return sizes
+    # The kernel as the adapter has it, which may have fewer axes of size one or none.
+    kernel = linear.conv.kernel
+    if request.kernel is not None and is_pointwise(kernel, request.kernel):
+        kernel = request.kernel
+    return replace(sizes, kernel=kernel, groups=linear.conv.groups)
 
 
 def _leaf(module: str) -> str:
     return module.rpartition(".")[2]
-
-
-def _label(linear: LinearNode) -> str:
-    return f"node {linear.node!r}" if linear.node else f"the node of {linear.product!r}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lora_quant.graph.catalog import LinearCatalog, build_catalog
 from lora_quant.graph.index import GraphIndex, build_index
 from lora_quant.graph.model_file import ModelFile, load_model
+from lora_quant.graph.parameter_table import ParameterTable
 from lora_quant.graph.weights import ZeroWeights
 
 
@@ -28,6 +30,11 @@ class BaseGraph:
     def path(self) -> Path:
         """The file that the graph was read from."""
         return self.model.path
+
+    @cached_property
+    def parameters(self) -> ParameterTable:
+        """Where the parameters of the source model are stored."""
+        return ParameterTable(self.index, self.catalog)
 
 
 def open_base(path: Path) -> BaseGraph:

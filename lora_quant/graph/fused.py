@@ -43,15 +43,17 @@ def are_fused(one: str, other: str) -> bool:
     return fused is not None and one != other and fused == fused_module(other)
 
 
-def fused_parts(sizes: Mapping[str, int], total: int) -> tuple[ModulePart, ...] | str:
+def fused_parts(sizes: Mapping[str, int | None], total: int) -> tuple[ModulePart, ...] | str:
     """Rows of each module of a fused node, or the reason why they cannot be told.
 
-    `sizes` maps the requested modules to their output features; `total` is the node's.
+    `sizes` maps the requested modules to their output features, None where an adapter does not
+    tell them; `total` is the node's.
     """
     by_leaf = {module.rpartition(".")[2]: module for module in sizes}
     for fusion in FUSIONS:
         if len(by_leaf) == len(sizes) and set(by_leaf) <= set(fusion.leaves):
-            rows = _row_sizes({leaf: sizes[m] for leaf, m in by_leaf.items()}, fusion, total)
+            known = {leaf: size for leaf, m in by_leaf.items() if (size := sizes[m]) is not None}
+            rows = _row_sizes(known, fusion, total)
             if isinstance(rows, str):
                 return rows
             starts = [sum(rows[:i]) for i in range(len(rows))]
@@ -67,6 +69,10 @@ def fused_parts(sizes: Mapping[str, int], total: int) -> tuple[ModulePart, ...] 
 def _row_sizes(known: Mapping[str, int], fusion: Fusion, total: int) -> list[int] | str:
     rows = dict(known)
     first, *others = fusion.leaves
+    if not rows and fusion.fused == "gate_up_proj":
+        rows[first] = total // 2
+    if not rows:
+        return f"no adapter tells the size of {', '.join(fusion.leaves[:-1])} or {others[-1]}"
     shared = {rows[leaf] for leaf in others if leaf in rows}
     if len(shared) > 1:
         return f"{' and '.join(others)} have different sizes"

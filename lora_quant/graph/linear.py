@@ -2,7 +2,7 @@
 
     MatMul(x, W [in, out])                     last axis
     Gemm(x, W), transA, transB, alpha, beta    two-dimensional
-    Conv(x, W [out, in, *kernel])              axis 1, neither grouped nor dilated
+    Conv(x, W [out, in / group, *kernel])      axis 1, not dilated
 
 W may pass through Transpose, Identity or Cast on its way from the initializer.
 """
@@ -10,18 +10,13 @@ W may pass through Transpose, Identity or Cast on its way from the initializer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto
 
+from lora_quant.graph.constants import FloatConstant, NoConstant, attributes, constant_behind
 from lora_quant.graph.index import GraphIndex
 from lora_quant.graph.records import ConvGeometry, Form, LinearNode
 
-FLOAT_TYPES: dict[int, str] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-}
 _QUANTIZED = frozenset(
     {
         "ConvInteger",
@@ -57,20 +52,6 @@ class NotLinear:
     weight: str = ""
 
 
-@dataclass(frozen=True)
-class _Weight:
-    initializer: str
-    shape: tuple[int, ...]
-    dtype: str
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class _NoWeight:
-    reason: str
-    tensor: str
-
-
 def recognise(node: NodeProto, index: GraphIndex) -> LinearNode | NotLinear | None:
     """The linear that `node` computes, why it is none, or None for any other operator."""
     refused = reason_to_refuse(node)
@@ -79,8 +60,8 @@ def recognise(node: NodeProto, index: GraphIndex) -> LinearNode | NotLinear | No
         return NotLinear(node.name, node.op_type, refused, weight_name)
     if not is_linear(node):
         return None
-    weight = _weight(node.input[1], index)
-    if isinstance(weight, _NoWeight):
+    weight = constant_behind(node.input[1], index)
+    if isinstance(weight, NoConstant):
         reason = weight.reason
         if node.op_type == "MatMul" and index.constant(node.input[0]) is not None:
             reason = "its weight is the first input (W x); expected the second (x W)"
@@ -104,58 +85,7 @@ def reason_to_refuse(node: NodeProto) -> str | None:
     return _REFUSED.get(node.op_type)
 
 
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _weight(tensor: str, index: GraphIndex) -> _Weight | _NoWeight:
-    """The constant behind a weight input, or the reason why there is none."""
-    transposed = False
-    dtype: int | None = None
-    while True:
-        constant = index.constant(tensor)
-        if constant is not None:
-            return _constant_weight(tensor, constant, dtype, transposed)
-        node = index.producers.get(tensor)
-        if node is None:
-            return _NoWeight("its weight is a graph input", tensor)
-        if node.op_type == "Transpose":
-            permutation = _attributes(node).get("perm")
-            if permutation is not None and list(permutation) != [1, 0]:
-                reason = f"its weight passes through a Transpose with perm {list(permutation)}"
-                return _NoWeight(reason, node.input[0])
-            transposed = not transposed
-        elif node.op_type == "Cast":
-            dtype = dtype if dtype is not None else int(_attributes(node)["to"])
-        elif node.op_type == "DequantizeLinear":
-            return _NoWeight("its weight is quantized (DequantizeLinear)", node.input[0])
-        elif node.op_type != "Identity":
-            return _NoWeight(f"its weight is computed by {node.op_type}, not constant", tensor)
-        tensor = node.input[0]
-
-
-def _constant_weight(
-    tensor: str, constant: TensorProto, dtype: int | None, transposed: bool
-) -> _Weight | _NoWeight:
-    element = dtype if dtype is not None else constant.data_type
-    if element not in FLOAT_TYPES:
-        known = element in TensorProto.DataType.values()
-        name = TensorProto.DataType.Name(element).lower() if known else str(element)
-        return _NoWeight(
-            f"its weight is of type {name}, expected float32, float16 or bfloat16", tensor
-        )
-    shape = tuple(constant.dims)
-    if 0 in shape:
-        return _NoWeight(f"its weight is empty, of shape {list(shape)}", tensor)
-    return _Weight(
-        initializer=tensor,
-        shape=tuple(reversed(shape)) if transposed else shape,
-        dtype=FLOAT_TYPES[element],
-        transposed=transposed,
-    )
-
-
-def _wrong_shape(node: NodeProto, weight: _Weight, expected: str) -> NotLinear:
+def _wrong_shape(node: NodeProto, weight: FloatConstant, expected: str) -> NotLinear:
     return NotLinear(
         node.name,
         node.op_type,
@@ -164,7 +94,7 @@ def _wrong_shape(node: NodeProto, weight: _Weight, expected: str) -> NotLinear:
     )
 
 
-def _matmul(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
+def _matmul(node: NodeProto, weight: FloatConstant) -> LinearNode | NotLinear:
     if len(weight.shape) != 2:
         return _wrong_shape(node, weight, "[in, out]")
     return LinearNode(
@@ -181,10 +111,10 @@ def _matmul(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
     )
 
 
-def _gemm(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
+def _gemm(node: NodeProto, weight: FloatConstant) -> LinearNode | NotLinear:
     if len(weight.shape) != 2:
         return _wrong_shape(node, weight, "two axes")
-    given = _attributes(node)
+    given = attributes(node)
     is_out_in = bool(given.get("transB", 0))
     first, second = weight.shape
     return LinearNode(
@@ -203,22 +133,20 @@ def _gemm(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
     )
 
 
-def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
+def _conv(node: NodeProto, weight: FloatConstant) -> LinearNode | NotLinear:
     if len(weight.shape) < 3 or weight.transposed:
         return _wrong_shape(node, weight, "[out, in, *kernel] as it is stored")
-    given = _attributes(node)
+    given = attributes(node)
     kernel = weight.shape[2:]
     ones = (1,) * len(kernel)
-    group = int(given.get("group", 1))
+    groups = int(given.get("group", 1))
     dilations = tuple(given.get("dilations", ones))
-    reason = None
-    if group != 1:
-        reason = f"it is a grouped convolution ({group} groups)"
-    elif dilations != ones:
+    if dilations != ones:
         # PEFT's own lora_A convolution is not dilated: its forward pass fails on such a module.
         reason = f"it is a dilated convolution (dilations {list(dilations)})"
-    if reason is not None:
         return NotLinear(node.name, node.op_type, reason, weight.initializer)
+    if groups < 1 or weight.shape[0] % groups:
+        return _wrong_shape(node, weight, f"[out, in, *kernel] with out a multiple of {groups}")
     return LinearNode(
         node=node.name,
         op=node.op_type,
@@ -226,7 +154,7 @@ def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
         x=node.input[0],
         weight=weight.initializer,
         product=node.output[0],
-        in_features=weight.shape[1],
+        in_features=weight.shape[1] * groups,
         out_features=weight.shape[0],
         dtype=weight.dtype,
         weight_is_in_out=False,
@@ -235,5 +163,6 @@ def _conv(node: NodeProto, weight: _Weight) -> LinearNode | NotLinear:
             strides=tuple(given.get("strides", ones)),
             pads=tuple(given.get("pads", (0,) * (2 * len(kernel)))),
             auto_pad=given.get("auto_pad", b"NOTSET").decode(errors="replace"),
+            groups=groups,
         ),
     )

@@ -5,6 +5,8 @@ pkg.torch.onnx.name_scopes                   node metadata (torch.export based e
 model.layers.0.self_attn.q_proj.weight       initializer name
 pkg.onnxscript.optimizer.folded_from         metadata of a value whose weight was folded
 model_layers_0_self_attn_q_proj_Conv         node name of a "prepared" model, dots lost
+encoder.attn.in_proj_weight                  q, k and v of an nn.MultiheadAttention: the module
+                                             itself, not a layer in it
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import ast
 import re
 
-from onnx import NodeProto
+from onnx import NodeProto, ValueInfoProto
 
 from lora_quant.graph.index import GraphIndex
 from lora_quant.graph.name_table import flat_name, same_module
@@ -20,7 +22,7 @@ from lora_quant.graph.name_table import flat_name, same_module
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 # Exporters and quantizers append _fp16, _transposed, _quantized, _Q4 and more.
-_WEIGHT_SUFFIX = re.compile(r"(?:\.MatMul)?\.weight(?:_\w+)?$")
+_WEIGHT_SUFFIX = re.compile(r"(?:\.MatMul)?\.(?:in_proj_)?weight(?:_\w+)?$")
 
 
 def path_of_node_name(name: str) -> str | None:
@@ -44,13 +46,27 @@ def module_paths(node: NodeProto, weight: str, index: GraphIndex) -> tuple[str, 
     The name of a weight that several nodes share (tied embeddings) tells only one of them: it does
     not count for a node whose own name says something else.
     """
-    own = [p for p in (_from_scopes(node), path_of_node_name(node.name)) if p]
-    if not own and "/" not in node.name:
-        own = [p for p in (flat_name(node.name),) if p]
+    own = own_paths(node)
     stored = [p for p in (_from_weight_name(weight), _from_folded(weight, index)) if p]
     if own and index.is_shared(weight):
         stored = [p for p in stored if any(_agree(one, p) for one in own)]
     return tuple(dict.fromkeys([*own, *stored]))
+
+
+def own_paths(node: NodeProto) -> list[str]:
+    """The module path by the node's own name and metadata, best first."""
+    own = [p for p in (_from_scopes(node), path_of_node_name(node.name)) if p]
+    if not own and "/" not in node.name:
+        own = [p for p in (flat_name(node.name),) if p]
+    return own
+
+
+def folded_from(value: ValueInfoProto) -> list[str]:
+    """The tensors that an exporter computed a constant from, as its metadata tells."""
+    for entry in value.metadata_props:
+        if entry.key == FOLDED_FROM:
+            return _metadata_list(entry.value)
+    return []
 
 
 def _agree(own: str, stored: str) -> bool:
@@ -81,10 +97,5 @@ def _from_weight_name(weight: str) -> str | None:
 
 def _from_folded(weight: str, index: GraphIndex) -> str | None:
     value = index.values.get(weight)
-    for entry in value.metadata_props if value is not None else ():
-        if entry.key == FOLDED_FROM:
-            for source in _metadata_list(entry.value):
-                path = _from_weight_name(source)
-                if path:
-                    return path
-    return None
+    paths = map(_from_weight_name, folded_from(value) if value is not None else ())
+    return next((path for path in paths if path), None)

@@ -12,6 +12,10 @@ suffix that they share,
 "Prepared" models join the levels with underscores and append the operator
 (`model_layers_0_self_attn_q_proj_Conv`). Such a name has no levels to compare: it must be a suffix
 of the module as a whole, or share a layer number with it.
+
+kohya's checkpoints join the levels of the requested module (`down_blocks_0_attentions_0_to_q`).
+Such a name is the path, or the last levels of the path, that gives it when its levels are joined;
+else it ends in a whole path that holds a layer number.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections.abc import Iterable, Sequence
 
 # ONNX Runtime GenAI's builder shortens this level.
 _LEVEL_SPELLINGS = (("self_attn", "attn"),)
-_OPERATOR_SUFFIX = re.compile(r"_(?:Conv|MatMul|Gemm|conv|matmul|gemm)(?:_\d+)?$")
+_OPERATOR_SUFFIX = re.compile(r"_(?:Conv|MatMul|Gemm|Gather|conv|matmul|gemm)(?:_\d+)?$")
 
 
 class NameTable:
@@ -34,9 +38,11 @@ class NameTable:
         # Suffix -> paths that end in it, and what is left of them before it.
         self._dotted: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
         self._flat: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
+        self._joined: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
         for path in sorted(self.paths):
             for suffix, rest in _suffixes(path.split("."), "."):
                 self._dotted[suffix].append((path, rest))
+                self._joined[suffix.replace(".", "_")].append((path, rest))
             if "." not in path:
                 tokens = _OPERATOR_SUFFIX.sub("", path).split("_")
                 for suffix, rest in _suffixes(tokens, "_"):
@@ -45,6 +51,9 @@ class NameTable:
 
     def find(self, module: str) -> tuple[str, ...]:
         """The names that `module` can mean: none, one, or several if it is ambiguous."""
+        return self._find_levels(module) or self._find_joined(module)
+
+    def _find_levels(self, module: str) -> tuple[str, ...]:
         spellings = _spellings(module)
         for spelling in spellings:
             if spelling in self.paths:
@@ -58,6 +67,21 @@ class NameTable:
                 found = self._matches(rest, suffix)
                 if found:
                     return found
+        return ()
+
+    def _find_joined(self, module: str) -> tuple[str, ...]:
+        """The paths whose levels a name without dots can join."""
+        if "." in module or "_" not in module:
+            return ()
+        found = self._joined.get(module, [])
+        whole = tuple(path for path, rest in found if not rest)
+        if found:
+            return whole or tuple(path for path, _ in found)
+        for suffix, _ in _suffixes(module.split("_"), "_"):
+            if _has_number(suffix.split("_")):
+                paths = (path for path, rest in self._joined.get(suffix, ()) if not rest)
+                if longest := tuple(paths):
+                    return longest
         return ()
 
     def _matches(self, rest: list[str], suffix: list[str]) -> tuple[str, ...]:

@@ -7,23 +7,46 @@ from enum import Enum
 
 
 class Form(Enum):
-    """How a branch computes: on the last axis (MatMul) or axis 1 of `[N, C, *spatial]` (Conv)."""
+    """How a branch computes: on the last axis, on axis 1 of `[N, C, *spatial]`, or from a table.
+
+    An embedding looks its rows up (Gather): x holds indices, A is a table `[in, R]` as the base's
+    weight is `[in, out]`, and B works on the last axis.
+    """
 
     MATMUL = "matmul"
     CONV = "conv"
+    EMBEDDING = "embedding"
+
+
+class Vector(Enum):
+    """The vectors of the canonical form y = g * (W (h * x) + b) + B (s * (A x)) + c."""
+
+    G = "g"
+    H = "h"
+    C = "c"
+
+
+class Gate(Enum):
+    """What multiplies s per token: a graph input (aLoRA), or a router in the branch (LiLY)."""
+
+    INPUT = "input"
+    ROUTER = "router"
 
 
 @dataclass(frozen=True)
 class ConvGeometry:
     """Spatial attributes of a convolution; the branch's A takes them over, B is 1 x 1.
 
-    Grouped and dilated convolutions take no branch, so there is nothing to say about them here.
+    Neither A nor B is grouped in the graph: what a B of `groups` groups connects is in its values,
+    which are zero outside of the groups' blocks (see lora_quant.graph.branches). Dilated
+    convolutions take no branch.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     auto_pad: str = "NOTSET"
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,8 @@ class AttachPoint:
 
     `output` is the tensor that the branch's Add will produce under its old name: the product, or
     the output of the bias Add that follows it. `parts` has one entry, or one per module of a
-    fused projection (qkv).
+    fused projection (qkv). `low_rank`: whether any adapter brings A and B here; `vectors` and
+    `gates`: which vectors and gates any adapter needs here.
     """
 
     name: str
@@ -73,11 +97,17 @@ class AttachPoint:
     output: str
     bias_node: str | None
     parts: tuple[ModulePart, ...]
+    low_rank: bool = True
+    vectors: frozenset[Vector] = frozenset()
+    gates: frozenset[Gate] = frozenset()
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Name, shape and dtype (ONNX spelling in lower case) of one tensor that was added."""
+    """Name, shape and dtype (ONNX spelling in lower case) of one tensor that was added.
+
+    Only the gate input may have a size of -1: one that the graph leaves open.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -85,10 +115,28 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class Router:
+    """A branch that weighs its ranks by a softmax over experts, averaged over the tokens.
+
+    q = mean over tokens of softmax(a `weight`) `expansion` + `rest`, and m = (s * q) * a. `weight`
+    `[R, experts]`; `expansion` `[experts, R]` is 1 where a rank belongs to an expert; `rest` `[R]`
+    is 1 for the ranks that are not routed. Every part and slot has experts, and a softmax, of its
+    own; lora_quant.graph.router tells which. `tensors` are the activations in graph order, ending
+    with q and s * q.
+    """
+
+    weight: TensorRecord
+    expansion: TensorRecord
+    rest: TensorRecord
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Branch:
     """The tensors of one built branch: y = h + l, l = B m, m = s * a, a = A x.
 
-    `relayouts` are the tensors between them that only change layout (a transposed x).
+    `relayouts` are the tensors between them that only change layout (a transposed x). Where the
+    attach point has vectors, h is what they give.
     """
 
     attach: AttachPoint
@@ -101,6 +149,36 @@ class Branch:
     l: str  # noqa: E741  (the field's letter for the branch's contribution)
     y: str
     relayouts: tuple[str, ...] = ()
+    router: Router | None = None
+
+
+@dataclass(frozen=True)
+class VectorTensors:
+    """One vector at one attach point: its weight, and the tensor that it gives.
+
+    g: `h * g`, c: that plus c, h: `x * h`, which the base's node reads instead of x. The weight is
+    `[out]` or `[in]`, for convolutions `[1, out, 1, ...]` or `[1, in, 1, ...]`, and `[in, 1]` for h
+    where x arrives transposed. `input` is what it multiplies or is added to.
+    """
+
+    attach: AttachPoint
+    vector: Vector
+    weight: TensorRecord
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class ReplacedParameter:
+    """An initializer of the base whose values a use case replaces, such as the weight of a norm.
+
+    `weight` is the initializer's own name, shape and dtype; `transposed` tells that it holds the
+    parameter's transpose.
+    """
+
+    parameter: str
+    weight: TensorRecord
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,20 +186,30 @@ class ScaleRecord:
     """How the strength reaches the branches: alpha input, E `[slots, R]`, s and its re-layouts.
 
     With the `rank` layout the alpha input is s itself and `expansion` is None. `shapes` are the
-    int64 initializers that the re-layouts read.
+    int64 initializers that the re-layouts read. `gate` is the graph input `[batch, tokens, slots]`
+    (`rank` layout: `[batch, tokens, R]`) that multiplies alpha where an adapter is gated; `scales`
+    then holds alpha * gate and what comes of it as well.
     """
 
     alpha: TensorRecord
     expansion: TensorRecord | None
     scales: tuple[str, ...]
     shapes: tuple[str, ...] = ()
+    gate: TensorRecord | None = None
 
 
 @dataclass(frozen=True)
 class BranchedGraph:
-    """Everything that was added to the base graph."""
+    """Everything that was added to the base graph, and what of the base a use case replaces.
 
+    `points` are the attach points as they were given, in graph order; `branches` has one entry for
+    each with low rank, `vectors` one for each vector. `scale` is None without any branch.
+    """
+
+    points: tuple[AttachPoint, ...]
     branches: tuple[Branch, ...]
-    scale: ScaleRecord
+    scale: ScaleRecord | None
     max_rank: int
     slot_count: int
+    vectors: tuple[VectorTensors, ...] = ()
+    replaced: tuple[ReplacedParameter, ...] = ()

@@ -13,7 +13,6 @@ from lora_quant.errors import NOWHERE, GraphError, PackError, Where
 from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.model_file import ModelFile, default_opset, load_model, serialize
 from lora_quant.graph.walk import iter_graphs, iter_tensors
-from lora_quant.graph.weights import place_zeros
 
 # Operators that ONNX Runtime has in the default domain, and the opset that took them up.
 _RUNTIME_BEFORE = {"LayerNormalization": 17, "SimplifiedLayerNormalization": math.inf}
@@ -24,9 +23,10 @@ _FOREIGN = "onnxruntime.default"
 def graph_bytes(base: BaseGraph, lora_weights: Iterable[str], zeros_location: str) -> bytes:
     """The bytes of the edited graph; zero weights that are external read `zeros_location`.
 
-    Raises GraphError above protobuf's limit of 2 GiB.
+    `lora_weights` names all updatable weights. Those that are the base's own keep their values and
+    their place. Raises GraphError above protobuf's limit of 2 GiB.
     """
-    place_zeros(base.model.proto.graph, lora_weights, zeros_location)
+    base.zeros.place(base.model.proto.graph, lora_weights, zeros_location)
     return serialize(base.model.proto, Where(file=base.path))
 
 

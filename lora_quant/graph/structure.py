@@ -14,12 +14,23 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.walk import iter_graphs, iter_nested_nodes, iter_tensors
 
-_INPUTS = {"MatMul": 2, "Gemm": 2, "Conv": 2, "Add": 2, "Transpose": 1, "Cast": 1, "Identity": 1}
+_INPUTS = {
+    "MatMul": 2,
+    "Gemm": 2,
+    "Conv": 2,
+    "Add": 2,
+    "Gather": 2,
+    "Transpose": 1,
+    "Cast": 1,
+    "Identity": 1,
+}
 _INPUTS["DequantizeLinear"] = 2
 _ATTRIBUTES = {
     ("Gemm", "transA"): AttributeProto.INT,
     ("Gemm", "transB"): AttributeProto.INT,
     ("Gemm", "alpha"): AttributeProto.FLOAT,
+    ("Gemm", "beta"): AttributeProto.FLOAT,
+    ("Gather", "axis"): AttributeProto.INT,
     ("Conv", "group"): AttributeProto.INT,
     ("Conv", "strides"): AttributeProto.INTS,
     ("Conv", "pads"): AttributeProto.INTS,

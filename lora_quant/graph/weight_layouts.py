@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.records import BranchedGraph, Form
+from lora_quant.graph.updatable_weights import Role, updatable_weights
+
+_VECTORS = frozenset({Role.H, Role.G, Role.C, Role.ROUTER_REST})
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ def weight_layouts(base: BaseGraph) -> Iterator[WeightLayout]:
 
 
 def branch_layouts(branched: BranchedGraph) -> Iterator[WeightLayout]:
-    """A, B and E."""
-    for branch in branched.branches:
-        channels = 0 if branch.attach.linear.form is Form.CONV else 1
-        for record in (branch.a_weight, branch.b_weight):
-            yield WeightLayout(record.name, record.shape, channels, 1 - channels)
-    expansion = branched.scale.expansion
-    if expansion is not None:
-        yield WeightLayout(expansion.name, expansion.shape, 1, 0)
+    """Every weight that was added: A, B, routers, vectors and E."""
+    for weight in updatable_weights(branched):
+        record, attach = weight.record, weight.attach
+        is_conv = attach is not None and attach.linear.form is Form.CONV
+        if weight.role is Role.REPLACED:
+            continue
+        if weight.role in _VECTORS:
+            # All other axes of a vector have size 1.
+            yield WeightLayout(record.name, record.shape, int(is_conv), None)
+        else:
+            yield WeightLayout(record.name, record.shape, int(not is_conv), int(is_conv))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from lora_quant.graph.attach import ModuleRequest, Resolution, Resolver
+from lora_quant.graph.attach import Resolution, Resolver
 from lora_quant.graph.base import BaseGraph, open_base
 from lora_quant.graph.branches import AlphaLayout, add_branches
-from lora_quant.graph.records import AttachPoint, BranchedGraph
+from lora_quant.graph.fit import ModuleRequest
+from lora_quant.graph.records import AttachPoint, BranchedGraph, Gate, Vector
+from lora_quant.graph.updatable_weights import Role, base_outputs, updatable_weights
 from tests.builders import save
 
 Array = NDArray[Any]
@@ -76,6 +79,22 @@ def all_points(base: BaseGraph) -> tuple[AttachPoint, ...]:
     return resolve(base, requests).points
 
 
+def with_extras(
+    point: AttachPoint,
+    vectors: str = "",
+    gates: Iterable[Gate] = (),
+    *,
+    low_rank: bool = True,
+) -> AttachPoint:
+    """The point with the vectors whose letters are given, and gates."""
+    return replace(
+        point,
+        low_rank=low_rank,
+        vectors=frozenset(map(Vector, vectors)),
+        gates=frozenset(gates),
+    )
+
+
 def branch(
     base: BaseGraph,
     points: Sequence[AttachPoint],
@@ -83,6 +102,7 @@ def branch(
     max_rank: int = 4,
     slot_count: int = 2,
     alpha_layout: AlphaLayout = "slot",
+    experts: int = 0,
 ) -> BranchedGraph:
     return add_branches(
         base,
@@ -91,6 +111,7 @@ def branch(
         slot_count=slot_count,
         alpha_name="lora_alpha",
         alpha_layout=alpha_layout,
+        experts=experts,
     )
 
 
@@ -98,26 +119,44 @@ def undone(model: ModelProto, branched: BranchedGraph) -> ModelProto:
     """What is left of a branched model when all that the records name is taken out of it."""
     model = copy.deepcopy(model)
     graph = model.graph
+    renamed = {new: old for old, new in base_outputs(branched).items()}
+    added = added_activations(branched)
+    stored = {w.record.name for w in updatable_weights(branched) if w.role is not Role.REPLACED}
+    inputs = set()
     scale = branched.scale
-    renamed = {b.h: b.y for b in branched.branches}
-    values = {name for b in branched.branches for name in (b.a, b.m, b.l, *b.relayouts)}
-    stored = {w.name for b in branched.branches for w in (b.a_weight, b.b_weight)}
-    stored.update(scale.shapes)
-    if scale.expansion is not None:
-        stored.add(scale.expansion.name)
-    _drop(graph.node, lambda n: n.output[0] in values | set(scale.scales) or _is_add(n, renamed))
+    if scale is not None:
+        stored.update(scale.shapes)
+        inputs = {record.name for record in (scale.alpha, scale.gate) if record is not None}
+    _drop(graph.node, lambda n: n.output[0] in added or _gives(n, renamed, stored | added))
     _drop(graph.initializer, lambda t: t.name in stored)
-    _drop(graph.input, lambda v: v.name == scale.alpha.name)
-    _drop(graph.value_info, lambda v: v.name in values | set(renamed))
+    _drop(graph.input, lambda v: v.name in inputs)
+    _drop(graph.value_info, lambda v: v.name in added | set(renamed))
     _drop(graph.quantization_annotation, lambda a: a.tensor_name in renamed)
+    unscaled = {v.output: v.input for v in branched.vectors if v.vector is Vector.H}
     for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = unscaled.get(name, name)
         for position, name in enumerate(node.output):
             node.output[position] = renamed.get(name, name)
     return model
 
 
-def _is_add(node: Any, renamed: Mapping[str, str]) -> bool:
-    return bool(node.op_type == "Add" and renamed.get(node.input[0]) == node.output[0])
+def added_activations(branched: BranchedGraph) -> set[str]:
+    """Every activation that was added, but for those that have an old name."""
+    old = set(base_outputs(branched))
+    added = {name for b in branched.branches for name in (b.a, b.m, b.l, *b.relayouts)}
+    added.update(name for b in branched.branches if b.router for name in b.router.tensors)
+    added.update(v.output for v in branched.vectors if v.output not in old)
+    if branched.scale is not None:
+        added.update(branched.scale.scales)
+    return added
+
+
+def _gives(node: Any, renamed: Mapping[str, str], read: Set[str]) -> bool:
+    """Whether an added node, which reads nothing but what was added, gives an old name."""
+    return node.output[0] in renamed.values() and all(
+        name in read or name in renamed for name in node.input
+    )
 
 
 def _drop(entries: Any, is_added: Any) -> None:

@@ -2,7 +2,8 @@
 
     y = base(x) + sum over parts of B (s * (A x))        A [R, in, *kernel]  B [out, R]  s [R]
 
-A form (`LINEAR`, `Convolution`) says what W x means; it knows nothing of ONNX beyond shapes.
+A form (`Linear`, `Convolution`, `Lookup`) says what W x means; it knows nothing of ONNX beyond
+shapes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,19 @@ class Convolution:
         return vector.reshape(-1, *(1,) * len(self.strides))
 
 
-Form = Linear | Convolution
+@dataclass(frozen=True)
+class Lookup:
+    """W applied to the one-hot vectors of indices: columns of W."""
+
+    def apply(self, W: Array, x: Array) -> Array:
+        """`W` is `[out, vocabulary]`; an index may come as any type of number."""
+        return W[:, x.astype(np.int64)].transpose(*range(1, x.ndim + 1), 0)
+
+    def over_channels(self, vector: Array, y: Array) -> Array:
+        return vector
+
+
+Form = Linear | Convolution | Lookup
 
 
 def branch_value(form: Form, x: Array, A: Array, B: Array, s: Array) -> Array:

@@ -25,5 +25,6 @@ def test_float_tensors_and_those_of_unknown_type(tmp_path: Path) -> None:
     assert float_activations(base) == {"x", "y", "as_float"}
     branched = branch(base, all_points(base))
     (made,) = branched.branches
+    assert branched.scale is not None
     added = {made.h, made.a, made.m, made.l, *branched.scale.scales, "lora_alpha"}
     assert float_activations(base) == {"x", "y", "as_float"} | added

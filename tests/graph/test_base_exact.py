@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from lora_quant.graph.base import BaseGraph, open_base
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.graph.saving import graph_bytes
+from lora_quant.graph.updatable_weights import Role, updatable_weights
 from tests.builders import GraphBuilder, attention
-from tests.graph.helpers import all_points, branch, opened, put, request, resolve, run
+from tests.graph.helpers import all_points, branch, opened, put, request, resolve, run, with_extras
 from tests.graph.numerics import Array
 from tests.graph.test_branches import mixed
 
@@ -28,7 +29,8 @@ OFF = np.zeros(2, np.float32)
 
 def random_factors(model: ModelProto, branched: BranchedGraph) -> dict[str, Array]:
     random = np.random.default_rng(5)
-    names = {w.name for b in branched.branches for w in (b.a_weight, b.b_weight)}
+    factors = (Role.A_WEIGHT, Role.B_WEIGHT)
+    names = {w.record.name for w in updatable_weights(branched) if w.role in factors}
     return {
         t.name: random.normal(size=list(t.dims)).astype(
             helper.tensor_dtype_to_np_dtype(t.data_type)
@@ -45,19 +47,21 @@ def same_bytes(one: list[Array], other: list[Array]) -> bool:
 @pytest.mark.parametrize("optimized", [False, True], ids=["as_is", "optimized"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("style", ["path", "packed"])
-def test_projections(tmp_path: Path, style: str, dtype: str, optimized: bool) -> None:
+@pytest.mark.parametrize("vectors", ["", "ghc"])
+def test_projections(tmp_path: Path, vectors: str, style: str, dtype: str, optimized: bool) -> None:
     model = attention(style=style, dtype=dtype).model()
     base = opened(model, tmp_path)
-    branched = branch(base, all_points(base))
+    branched = branch(base, [with_extras(point, vectors) for point in all_points(base)])
     feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8)).astype(dtype)}
     check_exact(model, base, branched, feeds, optimized)
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["as_is", "optimized"])
-def test_convolutions_biases_and_gemm(tmp_path: Path, optimized: bool) -> None:
+@pytest.mark.parametrize("vectors", ["", "ghc"])
+def test_convolutions_biases_and_gemm(tmp_path: Path, vectors: str, optimized: bool) -> None:
     model = mixed().model()
     base = opened(model, tmp_path)
-    branched = branch(base, all_points(base))
+    branched = branch(base, [with_extras(point, vectors) for point in all_points(base)])
     feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
     check_exact(model, base, branched, feeds, optimized)
 
@@ -82,13 +86,14 @@ def check_exact(
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["as_is", "optimized"])
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo", "genai_fp32", "genai_fp16"])
-def test_exports(tmp_path: Path, exporter: str, optimized: bool) -> None:
+@pytest.mark.parametrize("vectors", ["", "ghc"])
+def test_exports(tmp_path: Path, vectors: str, exporter: str, optimized: bool) -> None:
     path = EXPORTS / exporter / "model.onnx"
     base = open_base(path)
-    branched = branch(base, all_points(base))
+    branched = branch(base, [with_extras(point, vectors) for point in all_points(base)])
     feeds = load_file(path.parent / "inputs.safetensors")
-    names = [w.name for b in branched.branches for w in (b.a_weight, b.b_weight)]
-    data = graph_bytes(base, [*names, "lora_alpha.expansion"], "zeros.data")
+    names = [weight.record.name for weight in updatable_weights(branched)]
+    data = graph_bytes(base, names, "zeros.data")
     (tmp_path / "model.onnx").write_bytes(data)
     (tmp_path / "zeros.data").write_bytes(bytes(base.zeros.block_size))
     for file in base.model.data_files:

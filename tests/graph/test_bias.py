@@ -62,6 +62,17 @@ def test_after_a_matmul(tmp_path: Path, build: Build, expected: tuple[str | None
     assert (point.bias_node, point.output) == expected
 
 
+def test_a_bias_that_equals_another_one_passes_through_an_identity(tmp_path: Path) -> None:
+    graph = GraphBuilder()
+    x = graph.input("x", ("N", 4))
+    y = graph.matmul("/fc/MatMul", x, in_features=4, out_features=4)
+    b = graph.node("Identity", [graph.weight("other.bias", 4)], "Identity_0", "onnx::Add_9")
+    graph.output(graph.node("Add", [b, y], "/fc/Add", "z"), ("N", 4))
+    base = opened(graph.model(), tmp_path)
+    (point,) = resolve(base, [request("fc", 4, 4)]).points
+    assert (point.bias_node, point.output) == ("/fc/Add", "z")
+
+
 @pytest.mark.parametrize(
     ("shape", "is_bias"),
     [((4, 1, 1), True), ((1, 4, 1, 1), True), ((4,), False), ((1, 1, 4, 1), False)],

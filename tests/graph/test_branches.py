@@ -13,7 +13,9 @@ from onnx import ModelProto, TensorProto, helper
 from lora_quant.errors import GraphError, InputMissingError
 from lora_quant.graph.base import open_base
 from lora_quant.graph.branches import AlphaLayout, add_branches
+from lora_quant.graph.records import ReplacedParameter, TensorRecord
 from lora_quant.graph.saving import check_model_file, graph_bytes
+from lora_quant.graph.updatable_weights import Role, updatable_weights
 from tests.builders import GraphBuilder, attention, save
 from tests.graph.helpers import (
     GOLDENS,
@@ -24,6 +26,7 @@ from tests.graph.helpers import (
     request,
     resolve,
     undone,
+    with_extras,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -97,12 +100,17 @@ def test_a_packed_projection_reads_like_its_golden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["slot", "rank"])
+@pytest.mark.parametrize("vectors", ["", "ghc"])
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_what_is_not_added_is_byte_for_byte_the_base(path: Path, layout: AlphaLayout) -> None:
+def test_what_is_not_added_is_byte_for_byte_the_base(
+    path: Path, vectors: str, layout: AlphaLayout
+) -> None:
     before = onnx.load(str(path), load_external_data=False)
     base = open_base(path)
-    branched = branch(base, all_points(base), alpha_layout=layout)
+    points = [with_extras(point, vectors) for point in all_points(base)]
+    branched = branch(base, points, alpha_layout=layout)
     assert len(branched.branches) >= 4
+    assert len(branched.vectors) == len(vectors) * len(points)
     assert serialize_of(base.model.proto) != serialize_of(before)
     assert serialize_of(undone(base.model.proto, branched)) == serialize_of(before)
 
@@ -234,7 +242,9 @@ def test_a_graph_takes_branches_only_once(tmp_path: Path) -> None:
 def test_the_alpha_name_must_be_free(tmp_path: Path) -> None:
     base = opened(attention(layers=1).model(), tmp_path)
     with pytest.raises(GraphError, match="'x', which the branches need"):
-        add_branches(base, [], max_rank=4, slot_count=1, alpha_name="x", alpha_layout="slot")
+        add_branches(
+            base, all_points(base), max_rank=4, slot_count=1, alpha_name="x", alpha_layout="slot"
+        )
 
 
 def test_the_same_calls_give_the_same_bytes(tmp_path: Path) -> None:
@@ -263,6 +273,37 @@ def test_weights_of_an_external_graph_share_one_block_of_zeros(tmp_path: Path) -
     for name in names:
         assert not onnx.numpy_helper.to_array(stored[name]).any()
     assert graph_bytes(base, names, "zeros.data") == data
+
+
+def test_replaced_parameters_keep_the_values_of_the_base(tmp_path: Path) -> None:
+    model = attention(layers=1).model()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}[name]
+    base = opened(model, tmp_path, external=True)
+    record = TensorRecord(name, (8, 8), "float32")
+    replaced = ReplacedParameter("model.layers.0.self_attn.q_proj.weight", record, True)
+    branched = add_branches(
+        base,
+        all_points(base),
+        max_rank=4,
+        slot_count=2,
+        alpha_name="lora_alpha",
+        alpha_layout="slot",
+        replaced=[replaced],
+    )
+    assert branched.replaced == (replaced,)
+    weights = updatable_weights(branched)
+    assert (weights[-1].role, weights[-1].record, weights[-1].attach) == (
+        Role.REPLACED,
+        record,
+        None,
+    )
+    data = graph_bytes(base, [weight.record.name for weight in weights], "zeros.data")
+    (tmp_path / "branched.onnx").write_bytes(data)
+    (tmp_path / "zeros.data").write_bytes(bytes(base.zeros.block_size))
+    check_model_file(tmp_path / "branched.onnx")
+    after = {t.name: t for t in onnx.load(str(tmp_path / "branched.onnx")).graph.initializer}
+    assert np.array_equal(onnx.numpy_helper.to_array(after[name]), values)
 
 
 @pytest.mark.parametrize("exporter", ["genai_fp32", "genai_fp16"])

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lora_quant.errors import AttachPointError
+from lora_quant.errors import AttachPointError, Where
 from lora_quant.graph.base import open_base
 from lora_quant.graph.catalog import attach_map
+from lora_quant.graph.parameters import find_parameter
 from tests.graph.helpers import request, resolve
+from tests.graph.requests import asked
 
 ROOT = Path(__file__).parents[2]
 EXPORTS = ROOT / "tests/fixtures/exports"
@@ -63,6 +65,35 @@ def test_packed_projections(exporter: str, dtype: str) -> None:
     ]
     assert {p.linear.dtype for p in resolution.points} == {dtype}
     assert resolve(base, REQUESTS, attach_map(base.catalog)) == resolution
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo", "genai_fp32", "genai_fp16"])
+def test_embeddings_of_every_exporter(exporter: str) -> None:
+    base = open_base(EXPORTS / exporter / "model.onnx")
+    (point,) = resolve(base, [asked("model.embed_tokens", 64, 32, is_embedding=True)]).points
+    assert (point.name, point.linear.weight) == ("model.embed_tokens", "model.embed_tokens.weight")
+    assert (point.linear.in_features, point.linear.out_features) == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "head", "dtype"),
+    [
+        ("torchscript", "onnx::MatMul_680", "float32"),
+        ("dynamo", "val_381", "float32"),
+        ("genai_fp16", "lm_head.MatMul.weight", "float16"),
+    ],
+)
+def test_parameters_of_every_exporter(exporter: str, head: str, dtype: str) -> None:
+    base = open_base(EXPORTS / exporter / "model.onnx")
+    found = find_parameter(base, "lm_head.weight", Where())
+    assert (found.weight.name, found.weight.shape, found.transposed) == (head, (32, 64), True)
+    for parameter, shape in (
+        ("model.embed_tokens.weight", (64, 32)),
+        ("model.layers.1.input_layernorm.weight", (32,)),
+    ):
+        found = find_parameter(base, parameter, Where())
+        assert (found.weight.name, found.weight.shape) == (parameter, shape)
+        assert (found.weight.dtype, found.transposed) == (dtype, False)
 
 
 def test_weights_in_blocks_of_four_bits() -> None:

@@ -91,6 +91,13 @@ def test_a_convolution(tmp_path: Path) -> None:
     assert found.conv == ConvGeometry((3, 5), (1, 2), (1, 2, 1, 2))
 
 
+def test_a_grouped_convolution_reads_all_channels(tmp_path: Path) -> None:
+    found = catalogued(op("Conv", 6, 2, 3, 3, group=3), tmp_path, (1, 6, 9, 9))
+    assert isinstance(found, LinearNode)
+    assert (found.in_features, found.out_features) == (6, 6)
+    assert found.conv == ConvGeometry((3, 3), (1, 1), (0, 0, 0, 0), groups=3)
+
+
 def test_defaults_of_a_convolution(tmp_path: Path) -> None:
     found = catalogued(op("Conv", 4, 3, 3, auto_pad="SAME_LOWER"), tmp_path, (1, 3, 9))
     assert isinstance(found, LinearNode)
@@ -100,7 +107,12 @@ def test_defaults_of_a_convolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "shape", "reason"),
     [
-        (op("Conv", 4, 1, 3, 3, group=4), (1, 4, 9, 9), "it is a grouped convolution (4 groups)"),
+        (
+            op("Conv", 4, 1, 3, 3, group=3),
+            (1, 3, 9, 9),
+            "its weight has shape [4, 1, 3, 3], expected [out, in, *kernel] with out a multiple "
+            "of 3",
+        ),
         (
             op("Conv", 4, 3, 3, 3, dilations=[2, 1]),
             (1, 3, 9, 9),

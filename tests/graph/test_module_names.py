@@ -54,6 +54,7 @@ def paths(model: ModelProto, folder: Path) -> tuple[str, ...]:
         ("", "a.attn.qkv_proj.MatMul.weight", ("a.attn.qkv_proj",)),
         ("", "a.fc.weight_transposed", ("a.fc",)),
         ("", "a.fc.weight_fp16", ("a.fc",)),
+        ("", "a.mha.in_proj_weight", ("a.mha",)),
         ("a_0_fc_MatMul", "onnx::MatMul_3", ("a_0_fc",)),
         ("/model/MatMul_3", "model.a.fc.weight", ("model", "model.a.fc")),
         ("/a_0_fc_Conv/MatMul", "w", ("a_0_fc_Conv",)),
@@ -75,10 +76,11 @@ def test_paths_from_metadata_of_nodes(tmp_path: Path) -> None:
     assert paths(model, tmp_path) == ("model.layers.0.fc",)
 
 
-def test_paths_from_metadata_of_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["model.fc.weight", "model.fc.in_proj_weight"])
+def test_paths_from_metadata_of_values(tmp_path: Path, source: str) -> None:
     model = one_linear("node_linear", "val_12")
     value = model.graph.value_info.add(name="val_12")
-    value.metadata_props.add(key=FOLDED, value="['val_3', 'model.fc.weight']")
+    value.metadata_props.add(key=FOLDED, value=f"['val_3', '{source}']")
     assert paths(model, tmp_path) == ("model.fc",)
 
 

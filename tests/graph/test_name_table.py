@@ -96,6 +96,58 @@ def test_an_ambiguous_module_finds_all() -> None:
     assert table.find("out") == ("decoder.out", "encoder.out")
 
 
+UNET = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
+
+
+@given(st.lists(PATHS, min_size=1, max_size=5, unique=True), st.data())
+def test_a_path_whose_levels_are_joined_finds_it(paths: list[str], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(paths))
+    table = NameTable(paths)
+    found = table.find(path.replace(".", "_"))
+    assert path in found
+    # Others only where the joined names are the same, as of `a.b_c` and `a_b.c`.
+    if "." in path:
+        assert all(p.replace(".", "_") == path.replace(".", "_") for p in found if p != path)
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        (UNET, UNET.replace(".", "_")),
+        (f"unet.{UNET}", UNET.replace(".", "_")),
+        (UNET, f"unet_{UNET}".replace(".", "_")),
+        ("text_model.encoder.layers.0.mlp.fc1", "encoder_layers_0_mlp_fc1"),
+        ("encoder.layers.0.mlp.fc1", "text_model_encoder_layers_0_mlp_fc1"),
+        ("time_embedding.linear_1", "time_embedding_linear_1"),
+        ("net.proj.out", "proj_out"),
+    ],
+)
+def test_names_whose_dots_were_lost(path: str, wanted: str) -> None:
+    assert NameTable([path, "model.layers.7.other"]).find(wanted) == (path,)
+    assert same_module(path, wanted)
+    assert same_module(wanted, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        (UNET, UNET.replace(".", "_").replace("attentions_1", "attentions_2")),
+        (UNET, "blocks_0_attn1_to_q"),
+        (UNET, "to_q_x"),
+        ("blocks.1.fc.in", "fc_in"),
+        ("decoder.layers.0.fc", "encoder_layers_0_fc"),
+        ("in.proj", "out_in_proj"),
+    ],
+)
+def test_names_whose_dots_were_lost_of_other_modules(path: str, wanted: str) -> None:
+    assert NameTable([path]).find(wanted) == ()
+
+
+def test_a_joined_name_of_two_paths_finds_both() -> None:
+    assert NameTable(["a.b_c.d", "a_b.c.d"]).find("a_b_c_d") == ("a.b_c.d", "a_b.c.d")
+    assert NameTable(["a.b.c", "x.a.b.c"]).find("a_b_c") == ("a.b.c",)
+
+
 def test_flat_names_of_nodes() -> None:
     assert flat_name("model_layers_0_q_proj_Conv_2") == "model_layers_0_q_proj"
     assert flat_name("lm_head_MatMul") == "lm_head"
