@@ -51,6 +51,8 @@ def build(
     else:
         config_file = Path(config)
         parsed = read_lora_config(config_file)
+    if options.merge is not None:
+        parsed = parsed.alone(options.merge, config_file)
     base_path = _one_base(parsed, config_file)
     with OutputTransaction(output, force=options.force) as folder:
         state = _compile(parsed, config_file, base_path, options, folder, passes, progress)

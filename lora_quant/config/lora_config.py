@@ -22,7 +22,9 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
@@ -39,7 +41,7 @@ from lora_quant.config.base_model import (
 )
 from lora_quant.config.documents import read_yaml_located
 from lora_quant.config.names import FolderName, PlainName, clashes
-from lora_quant.errors import did_you_mean
+from lora_quant.errors import ConfigError, Where, did_you_mean
 
 __all__ = [
     "AdapterConfig",
@@ -79,6 +81,19 @@ class AdapterConfig(ConfigModel):
         description="Adapter JSON, PEFT folder, adapter_config.json or .safetensors file, as a "
         "path relative to this file, a list of them, or inline objects.",
     )
+    task_id: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="The task, for a kind of adapter that was trained for several (POLY, "
+        "MULTITASK_PROMPT_TUNING).",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_task(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The vendor's readers know no task: it is written only where there is one."""
+        document: dict[str, Any] = dump(self)
+        if self.task_id is None:
+            document.pop("task_id")
+        return document
 
 
 def _given_path(value: Any) -> Any:
@@ -170,6 +185,21 @@ class LoraConfig(ConfigModel):
         """Names of the adapters that no use case names, in the order of the file."""
         used = {name for use_case in self.use_cases for name in use_case.adapter_names}
         return tuple(a.name for a in self.adapter if a.name not in used)
+
+    def alone(self, use_case: str, source: Path | None = None) -> LoraConfig:
+        """The same configuration with one use case and its adapters only.
+
+        Raises ConfigError, naming the file `source`, if there is no such use case.
+        """
+        kept = [u for u in self.use_cases if u.name == use_case]
+        if not kept:
+            raise ConfigError(
+                f"there is no use case {use_case!r}",
+                where=Where(file=source, field="use-case", use_case=use_case),
+                hint=did_you_mean(use_case, [u.name for u in self.use_cases]),
+            )
+        adapters = [a for a in self.adapter if a.name in kept[0].adapter_names]
+        return self.model_copy(update={"adapter": adapters, "use_cases": kept})
 
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:

@@ -35,7 +35,7 @@ from lora_quant.config.manifest_records import (
     ToolRecord,
     UseCaseRecord,
 )
-from lora_quant.config.names import clashes
+from lora_quant.config.names import FolderName, clashes
 from lora_quant.errors import ConfigError, did_you_mean
 
 MANIFEST_FILE = "pack.json"
@@ -54,6 +54,10 @@ class Manifest(ConfigModel):
     max_rank: Count = Field(description="The largest sum of ranks over the use cases.")
     alpha: AlphaRecord | None = Field(
         default=None, description="The input for the strengths; absent if the graph has none."
+    )
+    merged: FolderName | None = Field(
+        default=None,
+        description="The use case that was put into the base's weights; then nothing switches.",
     )
     base: BaseRecord
     inputs: Annotated[tuple[InputRecord, ...], Strict(False)] = Field(

@@ -92,6 +92,11 @@ class AlphaRecord(ConfigModel):
     )
     dtype: str = Field(description="ONNX element type in lower case, such as float.", min_length=1)
     shape: Shape = Field(description="Shape of the input.")
+    gate: PlainName | None = Field(
+        default=None,
+        description="The graph input [batch, tokens, *shape] that multiplies the strengths per "
+        "token; absent if no adapter is gated. 1 is on.",
+    )
 
 
 class AdapterRecord(ConfigModel):
@@ -99,6 +104,13 @@ class AdapterRecord(ConfigModel):
 
     name: PlainName
     kind: str = Field(description="Kind of the adapter, such as LORA.", min_length=1)
+    format: str = Field(default="peft", description="What its files were written by.", min_length=1)
+    max_error: float | None = Field(
+        default=None,
+        ge=0,
+        description="Largest relative Frobenius error of an approximated layer; absent if the "
+        "adapter is exact.",
+    )
     rank: Count = Field(description="Rank positions that it takes in a slot.")
     scale: float = Field(description="The adapter-wide factor, lora_alpha / r for plain LoRA.")
     sha256: Annotated[tuple[Sha256, ...], Strict(False)] = Field(
@@ -130,22 +142,42 @@ class BranchTensors(ConfigModel):
     )
 
 
+class VectorRecord(ConfigModel):
+    """A vector of y = g * (W (h * x) + b) + B (s * (A x)) + c at one attach point."""
+
+    vector: Literal["g", "h", "c"]
+    weight: PlainName
+    output: PlainName = Field(description="The tensor that it gives.")
+
+
+class RouterRecord(ConfigModel):
+    """A branch that weighs its ranks by a softmax over experts, averaged over the tokens."""
+
+    weight: PlainName
+    expansion: PlainName
+    rest: PlainName
+
+
 class AttachPointRecord(ConfigModel):
-    """Where a branch was added."""
+    """Where a branch or a vector was added."""
 
     name: PlainName
     modules: Annotated[tuple[ModuleRecord, ...], Strict(False)] = Field(
         min_length=1, description="One module, or one per part of a fused projection."
     )
     node: PlainName = Field(description="The node that computes W x.")
-    form: Literal["matmul", "conv"] = Field(description="How the branch computes.")
+    form: Literal["matmul", "conv", "embedding"] = Field(description="How the branch computes.")
     in_features: Annotated[int, Field(ge=1)] = Field(
         validation_alias="in", serialization_alias="in"
     )
     out_features: Annotated[int, Field(ge=1)] = Field(
         validation_alias="out", serialization_alias="out"
     )
-    tensors: BranchTensors
+    tensors: BranchTensors | None = Field(
+        default=None, description="The branch; absent where no adapter has low rank."
+    )
+    vectors: Annotated[tuple[VectorRecord, ...], Strict(False)] = ()
+    router: RouterRecord | None = None
 
 
 class TensorRecord(ConfigModel):
@@ -155,7 +187,8 @@ class TensorRecord(ConfigModel):
     shape: Shape
     dtype: str = Field(description="ONNX element type in lower case.", min_length=1)
     role: PlainName = Field(
-        description="a_weight, b_weight, expansion, or the part of the canonical form it holds."
+        description="a_weight, b_weight, expansion, g, h, c, router, router_expansion, "
+        "router_rest, or replaced for a parameter of the base."
     )
 
 
@@ -167,6 +200,21 @@ class SlotRecord(ConfigModel):
     rank: Count
     alpha: float = Field(description="Compiled strength.")
     scale: float = Field(description="The adapter-wide factor that multiplies the strength.")
+    gated: bool = Field(
+        default=False, description="Whether the application feeds the gate of this slot."
+    )
+
+
+class PromptRecord(ConfigModel):
+    """The soft prompt of a use case, and the inputs of the graph that it feeds."""
+
+    adapter: PlainName
+    form: Literal["prefix_embeds", "past_key_values"] = Field(
+        description="prefix_embeds [tokens, dim], put before the embedded tokens; past_key_values "
+        "[2 * layers, heads, tokens, head dim], keys before values, layer by layer."
+    )
+    shape: Shape
+    inputs: Annotated[tuple[PlainName, ...], Strict(False)] = Field(min_length=1)
 
 
 class UseCaseRecord(ConfigModel):
@@ -174,6 +222,7 @@ class UseCaseRecord(ConfigModel):
 
     name: FolderName
     slots: Annotated[tuple[SlotRecord, ...], Strict(False)] = ()
+    prompt: PromptRecord | None = None
 
 
 class PackFile(ConfigModel):
@@ -181,7 +230,8 @@ class PackFile(ConfigModel):
 
     role: PlainName = Field(
         description="What it is: graph, graph-data, base-encodings, lora-tensor-names, "
-        "importer-config, output-files, weights, quant-overrides, quant-updatable-tensors."
+        "importer-config, output-files, weights, prompt, quant-overrides, "
+        "quant-updatable-tensors."
     )
     use_case: FolderName | None = Field(
         default=None, description="The use case it belongs to; absent if it is of all."

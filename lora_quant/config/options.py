@@ -14,6 +14,7 @@ Mode = Literal["none", "adapter_only", "all"]
 AlphaLayout = Literal["slot", "rank"]
 FixedConflict = Literal["error", "base"]
 EncodingsVersion = Literal["0.6.1", "1.0.0", "2.0.0"]
+Stacking = Literal["refuse", "in-order"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,39 @@ class BuildOptions:
         default=None,
         metadata={"help": "Version of the encodings files to write; by default the one given."},
     )
+    stacking: Stacking = field(
+        default="refuse",
+        metadata={
+            "help": "What to do when several adapters meet on a module whose output or input one "
+            "of them scales (DoRA, IA3): refuse, or in-order (they act one after the other, as "
+            "listed in the use case)."
+        },
+    )
+    merge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Put the adapters of this one use case into the base's weights: exact for "
+            "every kind, with nothing to switch."
+        },
+    )
+    approximate: bool = field(
+        default=False,
+        metadata={
+            "help": "Give adapters without a low rank the best approximation of rank "
+            "--approximate-rank; needs --max-error."
+        },
+    )
+    approximate_rank: int = field(
+        default=32,
+        metadata={"help": "Rank of these approximations."},
+    )
+    max_error: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest relative Frobenius error of an approximated layer; the build fails "
+            "above it."
+        },
+    )
     check_stages: bool = field(
         default=True,
         metadata={"help": "Verify the state between the passes."},
@@ -98,12 +132,14 @@ class BuildOptions:
             ("weight_bits", 2, 32),
             ("activation_bits", 4, 32),
             ("rank_multiple", 1, 65536),
+            ("approximate_rank", 1, 65536),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(
                     f"{name} is {value}, expected {low} to {high}", where=Where(field=name)
                 )
+        self._check_approximation()
         if not self.alpha_name.strip():
             raise ConfigError("alpha_name is empty", where=Where(field="alpha_name"))
         if not self.targets:
@@ -113,4 +149,31 @@ class BuildOptions:
                 f"strict_none is set with mode {self.mode!r}, expected mode 'none'",
                 where=Where(field="strict_none"),
                 hint="choose mode 'none', or leave strict_none out",
+            )
+
+    def _check_approximation(self) -> None:
+        if self.approximate != (self.max_error is not None):
+            given, missing = (
+                ("approximate", "max_error")
+                if self.approximate
+                else (
+                    "max_error",
+                    "approximate",
+                )
+            )
+            raise ConfigError(
+                f"{given} is given without {missing}, which it belongs to",
+                where=Where(field=missing),
+                hint="say how large the error of a layer may be, such as 0.05 for 5 per cent",
+            )
+        if self.max_error is not None and not 0 <= self.max_error < 1:
+            raise ConfigError(
+                f"max_error is {self.max_error}, expected from 0 to less than 1",
+                where=Where(field="max_error"),
+            )
+        if self.approximate and self.merge is not None:
+            raise ConfigError(
+                "approximate is given beside merge, which is exact for every kind",
+                where=Where(field="approximate"),
+                hint="leave one of them out",
             )

@@ -4,7 +4,8 @@
 
 R is the largest sum of ranks over the use cases, S the largest number of adapters in one, but
 neither is below 2. With blockwise weights, slots start at multiples of the block size
-(`rank_multiple`).
+(`rank_multiple`). An adapter without low rank anywhere, and one that is merged into the base's
+weights, owns no rank.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, SLOTS_ALLOCATED
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.passes.slots import Slot, SlotTable
+from lora_quant.passes.stacking import check_stacking
 
 # A quantized product of [1, 1] by [1, N], as alpha @ E of a single slot or B of rank 1 for a single
 # token, keeps the compiler of the HTP busy without end (QNN 2.51). One idle entry avoids it.
@@ -34,6 +36,7 @@ class AllocateSlots:
 
     def run(self, compilation: Compilation) -> PassResult:
         """Raises ConfigError if no use case has an adapter: there would be nothing to build."""
+        check_stacking(compilation)
         adapters = compilation.having("adapters")
         multiple = compilation.options.rank_multiple
         use_cases: dict[str, tuple[Slot, ...]] = {}
@@ -44,8 +47,9 @@ class AllocateSlots:
             pairs = zip(use_case.adapter_names, use_case.adapter_alphas, strict=True)
             for index, (name, alpha) in enumerate(pairs):
                 adapter = adapters[name]
-                slots.append(Slot(index, name, start, adapter.rank, float(alpha), adapter.scale))
-                start += -(-adapter.rank // multiple) * multiple
+                rank = 0 if compilation.options.merge is not None else adapter.rank
+                slots.append(Slot(index, name, start, rank, float(alpha), adapter.scale))
+                start += -(-rank // multiple) * multiple
             use_cases[use_case.name] = tuple(slots)
             max_rank = max(max_rank, start)
         if not any(use_cases.values()):
@@ -56,7 +60,7 @@ class AllocateSlots:
             )
         negative = [_negative(name, s) for name, u in use_cases.items() for s in u if s.alpha < 0]
         table = SlotTable(
-            max_rank=max(max_rank, _LEAST),
+            max_rank=max(max_rank, _LEAST) if max_rank else 0,
             slot_count=max(_LEAST, *(len(slots) for slots in use_cases.values())),
             use_cases=use_cases,
         )

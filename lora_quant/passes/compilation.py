@@ -14,6 +14,8 @@ from lora_quant.findings import Finding
 from lora_quant.graph.attach import Resolution
 from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.records import BranchedGraph
+from lora_quant.passes.prompt_inputs import PromptInputs
+from lora_quant.passes.replacements import Replacement
 from lora_quant.passes.slots import SlotTable
 from lora_quant.passes.updatable import UpdatableTensors
 
@@ -50,7 +52,8 @@ class Compilation:
     """Inputs, then what each pass found.
 
     `staging` is where packs are written; None if nothing will be. `progress` is told
-    (what, done, total) by long steps.
+    (what, done, total) by long steps. `replacements` are the parameters of the base that adapters
+    replace; `prompts` tells the inputs that a soft prompt feeds, by adapter.
     """
 
     config: LoraConfig
@@ -61,6 +64,8 @@ class Compilation:
     findings: tuple[Finding, ...] = ()
     adapters: Mapping[str, Adapter] | None = None
     resolution: Resolution | None = None
+    replacements: tuple[Replacement, ...] = ()
+    prompts: Mapping[str, PromptInputs] = field(default_factory=dict)
     slots: SlotTable | None = None
     branched: BranchedGraph | None = None
     updatable: UpdatableTensors | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lora_quant.adapters.lowered import Need
+from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition
 
@@ -24,6 +26,16 @@ def _resolved(c: Compilation) -> str | None:
     return None
 
 
+def _lowered(c: Compilation) -> str | None:
+    if c.adapters is None:
+        return "no adapter was opened"
+    for adapter in c.adapters.values() if c.options.merge is None else ():
+        for module, shape in adapter.shapes.items():
+            if shape.dense or shape.need is not Need.NOTHING:
+                return f"module {module!r} of adapter {adapter.name!r} still needs its base"
+    return None
+
+
 def _slots(c: Compilation) -> str | None:
     if c.slots is None:
         return "no slots were allocated"
@@ -41,16 +53,18 @@ def _slots(c: Compilation) -> str | None:
 def _branched(c: Compilation) -> str | None:
     if c.branched is None or c.resolution is None:
         return "no branches were built"
-    built, wanted = len(c.branched.branches), len(c.resolution.points)
+    if c.options.merge is not None:
+        return None
+    built = len(c.branched.branches)
+    wanted = sum(point.low_rank for point in c.resolution.points)
     return f"{built} branches for {wanted} attach points" if built != wanted else None
 
 
 def _selected(c: Compilation) -> str | None:
     if c.updatable is None or c.branched is None:
         return "the quant-updatable tensors were not selected"
-    missing = [
-        b.a_weight.name for b in c.branched.branches if b.a_weight.name not in c.updatable.values
-    ]
+    names = (weight.record.name for weight in updatable_weights(c.branched))
+    missing = [name for name in names if name not in c.updatable.values]
     return f"LoRA weights {missing[:3]} are not among the values to update" if missing else None
 
 
@@ -62,6 +76,7 @@ def _merged(c: Compilation) -> str | None:
 
 ADAPTERS_OPEN = Condition("adapters are open", _adapters)
 MODULES_RESOLVED = Condition("every module has an attach point", _resolved)
+ADAPTERS_LOWERED = Condition("every module has a low rank", _lowered)
 SLOTS_ALLOCATED = Condition("slots fit the max rank", _slots)
 BRANCHES_BUILT = Condition("every attach point has its branch", _branched)
 UPDATABLE_SELECTED = Condition("updatable tensors are selected", _selected)

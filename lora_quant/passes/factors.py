@@ -1,70 +1,63 @@
-"""The values of A, B and E of one use case, in the layout of the graph, one branch at a time.
+"""The values of A and B of one branch, placed by slot and part.
 
 Slot i of a use case owns ranks [start, start + rank) at every attach point; a part of a fused
 projection owns its own copy of all R ranks. What an adapter does not fill stays zero, so
 
     y = h + B (s * (A x)),   s = alpha @ E,   E[i, ranks of slot i] = scale_i
 
-equals the sum over the adapters of alpha_i * s_i * B_i A_i x. The adapter-wide scale_i is in E; a
-module whose own scale differs has the ratio folded into its B, as has the `alpha` of a Gemm.
+equals the sum over the adapters of alpha_i * B_i (s_i * (A_i x)). The adapter-wide scale_i is in E;
+where a module's s differs from it, the ratio is folded into B, as is the `alpha` of a Gemm. The B
+of a grouped convolution is spread over its groups' blocks.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.finite import all_finite
-from lora_quant.adapters.lowered import Lowered
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
-from lora_quant.graph.attach import Resolution
-from lora_quant.graph.records import Branch, BranchedGraph, Form, TensorRecord
-from lora_quant.passes.compilation import Compilation
+from lora_quant.adapters.lowered import FloatArray, Lowered
+from lora_quant.errors import AdapterError, Where
+from lora_quant.graph.records import Branch, Form, TensorRecord
 from lora_quant.passes.slots import Slot
-
-_DTYPES: Mapping[str, np.dtype[np.generic]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True, eq=False)
-class BranchFactors:
-    """A and B of one branch for one use case, of the shapes and dtypes in its records."""
+class PlacedModule:
+    """One module of one adapter, where it goes within a branch.
 
-    branch: Branch
-    A: NDArray[np.generic]
-    B: NDArray[np.generic]
-
-
-def branch_factors(compilation: Compilation, use_case: str) -> Iterator[BranchFactors]:
-    """Factors of every branch in graph order; only one branch is in memory at a time.
-
-    Raises AdapterError for values that the graph's dtype cannot hold.
+    `gain` `[out]` is what adapters that act later multiply its output with, None for 1.
     """
-    adapters: Mapping[str, Adapter] = compilation.having("adapters")
-    branched: BranchedGraph = compilation.having("branched")
-    slots = compilation.having("slots").use_cases[use_case]
-    resolution: Resolution = compilation.having("resolution")
-    modules = {slot.adapter: _by_point(adapters[slot.adapter], resolution) for slot in slots}
-    for number, branch in enumerate(branched.branches):
-        A = np.zeros(branch.a_weight.shape, _DTYPES[branch.a_weight.dtype])
-        B = np.zeros(branch.b_weight.shape, _DTYPES[branch.b_weight.dtype])
-        for slot in slots:
-            adapter = adapters[slot.adapter]
-            for part, module in modules[slot.adapter].get(number, ()):
-                lowered = adapter.lower(module)
-                where = Where(use_case=use_case, adapter=adapter.name, module=module)
-                first = part * branched.max_rank + slot.start
-                _place(A, B, lowered, branch, slot, first, part, where)
-        yield BranchFactors(branch, A, B)
+
+    lowered: Lowered
+    slot: Slot
+    part: int
+    where: Where
+    gain: NDArray[np.float64] | None = None
+
+
+def place(
+    A: NDArray[np.generic], B: NDArray[np.generic], branch: Branch, one: PlacedModule
+) -> None:
+    """Write one module's factors into a branch's tensors, of the shapes in its records.
+
+    Raises AdapterError for values that the tensors' dtype cannot hold.
+    """
+    linear, part = branch.attach.linear, branch.attach.parts[one.part]
+    rank = one.lowered.rank
+    first = one.part * _ranks_per_part(branch) + one.slot.start
+    ranks = slice(first, first + rank)
+    rows = slice(part.offset, part.offset + part.size)
+    cast_a = _cast(one.lowered.A, A.dtype, "lora_A", one.where)
+    cast_b = _cast(_b_values(one, linear.gain), B.dtype, "lora_B", one.where)
+    if linear.form is Form.CONV:
+        A[ranks] = cast_a.reshape(rank, *A.shape[1:])
+        B[rows, ranks] = cast_b.reshape(*cast_b.shape, *(1,) * (B.ndim - 2))
+    else:
+        A[:, ranks] = cast_a.reshape(rank, -1).T
+        B[ranks, rows] = cast_b.T
 
 
 def expansion_matrix(record: TensorRecord, slots: tuple[Slot, ...]) -> NDArray[np.float32]:
@@ -81,53 +74,51 @@ def fold(lowered: Lowered, slot: Slot, gain: float) -> NDArray[np.float64] | Non
     return None if np.all(factor == 1.0) else factor
 
 
-def _by_point(adapter: Adapter, resolution: Resolution) -> dict[int, list[tuple[int, str]]]:
-    found: dict[int, list[tuple[int, str]]] = defaultdict(list)
-    for module in adapter.shapes:
-        placement = resolution.placements[module]
-        found[placement.point].append((placement.part, module))
-    return found
+def spread_groups(B: FloatArray, rank: int) -> FloatArray:
+    """`[out, rank / groups]` -> `[out, rank]`, zero outside of each group's own ranks."""
+    out, per_group = B.shape
+    groups = rank // per_group
+    spread = np.zeros((out, rank), B.dtype)
+    for group in range(groups):
+        rows = slice(group * out // groups, (group + 1) * out // groups)
+        spread[rows, group * per_group : (group + 1) * per_group] = B[rows]
+    return spread
 
 
-def _place(
-    A: NDArray[np.generic],
-    B: NDArray[np.generic],
-    lowered: Lowered,
-    branch: Branch,
-    slot: Slot,
-    first: int,
-    part: int,
-    where: Where,
-) -> None:
-    """Write one module's factors into ranks `first` and up of the branch's tensors."""
-    if lowered.g is not None or lowered.h is not None or lowered.c is not None:
-        raise UnsupportedAdapterError(
-            "this module scales activations or changes a bias, which the branch cannot carry",
-            where=where,
-        )
-    linear = branch.attach.linear
-    rank = lowered.rank
-    ranks = slice(first, first + rank)
-    rows = slice(
-        branch.attach.parts[part].offset,
-        branch.attach.parts[part].offset + branch.attach.parts[part].size,
-    )
-    factor = fold(lowered, slot, linear.gain)
-    values = lowered.B if factor is None else lowered.B.astype(np.float64) * factor
+def cast_to(
+    values: FloatArray, record: TensorRecord, dtype: np.dtype[np.generic], where: Where
+) -> NDArray[np.generic]:
+    """Values in a record's dtype and shape; AdapterError for one that it cannot hold."""
+    return _cast(values, dtype, record.name, where).reshape(record.shape)
+
+
+def _b_values(one: PlacedModule, gemm_gain: float) -> FloatArray:
+    B = one.lowered.B
+    if B.shape[1] != one.lowered.rank:
+        B = spread_groups(B, one.lowered.rank)
+    factor = fold(one.lowered, one.slot, gemm_gain)
+    if factor is None and one.gain is None:
+        return B
+    scaled = B.astype(np.float64) * (1.0 if factor is None else factor)
+    return scaled if one.gain is None else scaled * one.gain[:, None]
+
+
+def _ranks_per_part(branch: Branch) -> int:
+    axis = 0 if branch.attach.linear.form is Form.CONV else 1
+    return branch.a_weight.shape[axis] // len(branch.attach.parts)
+
+
+def _cast(
+    values: FloatArray, dtype: np.dtype[np.generic], what: str, where: Where
+) -> NDArray[np.generic]:
     with np.errstate(over="ignore"):
-        cast_a, cast_b = lowered.A.astype(A.dtype), values.astype(B.dtype)
-    for name, source, result in (("A", lowered.A, cast_a), ("B", values, cast_b)):
-        if not all_finite(result):
-            largest = float(np.abs(np.asarray(source, np.float64)).max())
-            raise AdapterError(
-                f"values of lora_{name} reach {largest:.4g}, more than {A.dtype} can hold, which "
-                "is the type of the base graph's weights",
-                where=where,
-                hint="export the base graph in float32 or bfloat16",
-            )
-    if linear.form is Form.CONV:
-        A[ranks] = cast_a.reshape(rank, *A.shape[1:])
-        B[rows, ranks] = cast_b.reshape(*cast_b.shape, *(1,) * (B.ndim - 2))
-    else:
-        A[:, ranks] = cast_a.reshape(rank, -1).T
-        B[ranks, rows] = cast_b.T
+        result = np.ascontiguousarray(values).astype(dtype)
+    if not all_finite(result):
+        largest = float(np.abs(np.asarray(values, np.float64)).max())
+        raise AdapterError(
+            f"values of {what} reach {largest:.4g}, more than {dtype} can hold, which is the type "
+            "of the base graph's weights",
+            where=where,
+            hint="export the base graph in float32 or bfloat16",
+        )
+    return result

@@ -1,7 +1,8 @@
 """Pass: open every adapter that a use case names and settle how its modules are lowered.
 
 Only configurations and tensor headers are read: kinds, ranks, scales and shapes are known and
-checked afterwards, values come later, one branch at a time.
+checked afterwards, values come later, one branch at a time. A kind without a low rank is refused
+here, unless the options say what to do with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from lora_quant.adapters.declared import DeclaredParams
 from lora_quant.config.adapter_params import AdapterParamsConfig, read_adapter_params
 from lora_quant.config.documents import read_json
 from lora_quant.config.lora_config import AdapterConfig
-from lora_quant.errors import ConfigError, Where
+from lora_quant.config.options import BuildOptions
+from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN
@@ -39,12 +41,14 @@ class LowerAdapters:
             return PassResult(compilation, changed=False)
         config = compilation.config
         unused = config.unused_adapters()
-        rules = plugins.make_all(plugins.LOWERING_RULES)
+        rules = plugins.Instances(plugins.LOWERING_RULES)
         adapters: dict[str, Adapter] = {}
         for number, entry in enumerate(config.adapter):
             compilation.progress(f"adapter {entry.name}", number, len(config.adapter))
             if entry.name not in unused:
-                adapters[entry.name] = _open(entry, rules, compilation.config_file)
+                adapter = _open(entry, rules, compilation.config_file)
+                _check_dense(adapter, compilation.options)
+                adapters[entry.name] = adapter
         found = [f for adapter in adapters.values() for f in adapter.findings]
         found += [_unused(name, compilation.config_file) for name in unused]
         lowered = replace(compilation, adapters=adapters).with_findings(*found)
@@ -86,7 +90,29 @@ def _open(
     params = [
         DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules)) for d in declared
     ]
-    return load_adapter(entry.name, checkpoints[0], rules, declared=params[0] if params else None)
+    return load_adapter(
+        entry.name,
+        checkpoints[0],
+        rules,
+        declared=params[0] if params else None,
+        task=entry.task_id,
+    )
+
+
+def _check_dense(adapter: Adapter, options: BuildOptions) -> None:
+    """Refuse what has no low rank, unless it is to be approximated or merged."""
+    if options.approximate or options.merge is not None:
+        return
+    dense = [module for module, shape in adapter.shapes.items() if shape.dense]
+    if dense:
+        config = adapter.checkpoint.config
+        raise UnsupportedAdapterError(
+            f"adapter {adapter.name!r} is of kind {config.peft_type}, whose update has no low rank "
+            f"in {len(dense)} of its {len(adapter.shapes)} modules",
+            where=Where(file=config.file, adapter=adapter.name, module=dense[0]),
+            hint="put a use case with it into the base's weights with --merge, or accept the best "
+            "low rank within an error with --approximate --max-error",
+        )
 
 
 def _is_description(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Pass: the encodings of the final graph, and whether those of the use cases fit them.
 
-base file, in our names          every tensor of the base; h a copy of y's
-+ union over the use cases       every branch tensor
+base file, in our names          every tensor of the base; its own output a copy of y's
++ union over the use cases       every tensor that was added
 = base encodings                 what base_encodings.json holds
 
 Each use case is read once here, to take its ranges into the union and to find what disagrees, and
@@ -21,16 +21,22 @@ from lora_quant.encodings.files import read_encodings
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
-from lora_quant.graph.weight_layouts import branch_layouts, weight_layouts
+from lora_quant.graph.weight_layouts import branch_layouts
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ENCODINGS_MERGED, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult
-from lora_quant.passes.merging.alpha_range import alpha_encoding, alpha_findings
+from lora_quant.passes.merging.axes import base_facts, facts_by_size
 from lora_quant.passes.merging.merged import MergedEncodings
+from lora_quant.passes.merging.strength_inputs import (
+    StrengthInputs,
+    strength_findings,
+    strength_inputs,
+)
 from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.merging.use_case_encodings import EncodingsReader
 from lora_quant.passes.merging.use_case_scan import UseCaseScan
 from lora_quant.passes.select_updatable import lora_weights
+from lora_quant.passes.select_updatable import strength_inputs as input_names
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,20 @@ class MergeEncodings:
         names = TensorNames(branched, compilation.base.index.names, compilation.having("adapters"))
         file = read_encodings(source.encodings)
         base = _in_our_names(file, names, branched)
-        alpha = alpha_encoding(compilation, base.encodings.get(branched.scale.alpha.name))
-        reader = EncodingsReader(compilation, names, alpha, source.encodings, file)
-        compilation = compilation.with_findings(*alpha_findings(compilation, alpha))
+        inputs = strength_inputs(compilation, base.encodings)
+        reader = EncodingsReader(compilation, names, base, inputs, source.encodings, file)
+        if inputs is not None:
+            compilation = compilation.with_findings(*strength_findings(compilation, inputs))
         if source.adapter_names:
             compilation = compilation.with_findings(_no_base(source))
-        scan = UseCaseScan(reader, base, compilation.having("updatable"))
+        scan = UseCaseScan(reader, compilation.having("updatable"))
         for number, use_case in enumerate(compilation.config.use_cases):
             compilation.progress(
                 f"encodings of {use_case.name}", number, len(compilation.config.use_cases)
             )
             compilation = compilation.with_findings(*scan.take(use_case))
         compilation = compilation.with_findings(*scan.conflicts(compilation))
-        complete, lost = _complete(base, alpha, scan, compilation)
+        complete, lost = _complete(base, inputs, scan, compilation)
         merged = MergedEncodings(complete, reader, scan.updatable)
         return PassResult(replace(compilation.with_findings(*lost), merged=merged), changed=True)
 
@@ -74,7 +81,7 @@ def _base_use_case(compilation: Compilation) -> UseCaseInputConfig | None:
 
 
 def _in_our_names(file: EncodingFile, names: TensorNames, branched: BranchedGraph) -> EncodingFile:
-    """The base's file with our tensor names, h as a copy of y.
+    """The base's file with our tensor names; the base's own output has y's wherever it is renamed.
 
     Branch tensors come from the unions instead.
     """
@@ -82,24 +89,23 @@ def _in_our_names(file: EncodingFile, names: TensorNames, branched: BranchedGrap
     ours = {name: tensor for tensor, name in translation.names.items()}
     params = frozenset(ours[n] for n in file.params or () if n in ours)
     kept = {ours[n]: e for n, e in file.encodings.items() if n in ours}
-    alpha = branched.scale.alpha.name
-    kept = {t: e for t, e in kept.items() if t not in names.added or t == alpha}
-    kept.update({b.h: kept[b.y] for b in branched.branches if b.y in kept})
+    inputs = input_names(branched)
+    kept = {t: e for t, e in kept.items() if t not in names.added or t in inputs}
+    kept.update({own: kept[y] for y, own in names.base_side.items() if y in kept})
     return replace(file, encodings=kept, params=None if file.params is None else params & set(kept))
 
 
 def _complete(
-    base: EncodingFile, alpha: Encoding, scan: UseCaseScan, compilation: Compilation
+    base: EncodingFile,
+    inputs: StrengthInputs | None,
+    scan: UseCaseScan,
+    compilation: Compilation,
 ) -> tuple[EncodingFile, tuple[Finding, ...]]:
     """Base encodings with every branch tensor, in the version that is asked for."""
     branched: BranchedGraph = compilation.having("branched")
-    added: dict[str, Encoding] = {branched.scale.alpha.name: alpha}
-    for branch in branched.branches:
-        x = base.encodings.get(branch.x)
-        if x is not None:
-            added.update((tensor, x) for tensor in branch.relayouts)
+    added: dict[str, Encoding] = {} if inputs is None else dict(inputs.encodings)
     findings: list[Finding] = []
-    for tensor in sorted(scan.unions):
+    for tensor in scan.tensors:
         added[tensor], finding = scan.union(tensor)
         findings += [finding] if finding is not None else []
     complete = base.updated(added, params=lora_weights(branched))
@@ -107,15 +113,23 @@ def _complete(
     if version not in WRITABLE:
         return complete, tuple(findings)
     # The axes of the base's own tensors are known as far as its own version needs them.
-    facts = _facts(compilation, branched) if version != complete.version else None
+    facts = _facts(compilation, branched, complete) if version != complete.version else None
     converted = convert(complete, version, facts)
     return replace(converted, findings=()), (*findings, *converted.findings)
 
 
-def _facts(compilation: Compilation, branched: BranchedGraph) -> dict[str, TensorFacts]:
+def _facts(
+    compilation: Compilation, branched: BranchedGraph, complete: EncodingFile
+) -> dict[str, TensorFacts]:
     """Shapes and axes of every weight that may have a grid per channel or block."""
-    layouts = [*weight_layouts(compilation.base), *branch_layouts(branched)]
-    return {w.name: TensorFacts(w.shape, w.channel_axis, w.block_axis) for w in layouts}
+    return {
+        **facts_by_size(compilation.base, complete.encodings),
+        **base_facts(compilation.base),
+        **{
+            w.name: TensorFacts(w.shape, w.channel_axis, w.block_axis)
+            for w in branch_layouts(branched)
+        },
+    }
 
 
 def _no_base(source: UseCaseInputConfig) -> Finding:

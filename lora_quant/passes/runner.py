@@ -12,6 +12,7 @@ from lora_quant.passes.contract import Pass
 PIPELINE = (
     "lower-adapters",
     "resolve-attach-points",
+    "lower-with-base",
     "allocate-slots",
     "build-branches",
     "select-updatable",

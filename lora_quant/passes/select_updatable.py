@@ -1,6 +1,7 @@
 """Pass: which tensors a use case may change, by mode.
 
-x input, h = base(x), a = A x, m = s * a, l = B m, y = h + l
+x input, h = base(x), a = A x, m = s * a, l = B m, y = h + l; what is called A, B, E here stands for
+the vectors g, h, c, for routers and for replaced parameters as well, and a, m, l for what they give
 
                                     none     adapter_only   all
 values of A, B, E                   update   update         update
@@ -19,6 +20,7 @@ from typing import ClassVar
 
 from lora_quant.graph.activations import float_activations
 from lora_quant.graph.records import BranchedGraph
+from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import BRANCHES_BUILT, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult
@@ -42,7 +44,7 @@ class SelectUpdatable:
         if mode is not Mode.NONE:
             activations = branch_activations(branched)
         if mode is Mode.ALL:
-            activations |= float_activations(compilation.base) - {branched.scale.alpha.name}
+            activations |= float_activations(compilation.base) - strength_inputs(branched)
         selected = UpdatableTensors(
             mode=mode,
             values=weights,
@@ -54,16 +56,24 @@ class SelectUpdatable:
 
 
 def lora_weights(branched: BranchedGraph) -> frozenset[str]:
-    """Names of A, B and, in the slot layout, E."""
-    names = {w.name for b in branched.branches for w in (b.a_weight, b.b_weight)}
-    if branched.scale.expansion is not None:
-        names.add(branched.scale.expansion.name)
-    return frozenset(names)
+    """Names of everything whose values a use case brings."""
+    return frozenset(weight.record.name for weight in updatable_weights(branched))
+
+
+def strength_inputs(branched: BranchedGraph) -> frozenset[str]:
+    """Names of the graph inputs that carry strengths: alpha and the gate."""
+    scale = branched.scale
+    if scale is None:
+        return frozenset()
+    return frozenset({scale.alpha.name} | ({scale.gate.name} if scale.gate else set()))
 
 
 def branch_activations(branched: BranchedGraph) -> frozenset[str]:
-    """Names of a, m, l, of s in each form, and of re-layouts of x."""
-    names = set(branched.scale.scales)
+    """Names of a, m, l, of s in each form, of re-layouts of x, of what vectors and routers give."""
+    names = set(branched.scale.scales) if branched.scale is not None else set()
     for branch in branched.branches:
         names.update((branch.a, branch.m, branch.l), branch.relayouts)
+        if branch.router is not None:
+            names.update(branch.router.tensors)
+    names.update(made.output for made in branched.vectors if made.output != made.attach.output)
     return frozenset(names)

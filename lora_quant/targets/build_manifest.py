@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,17 +19,21 @@ from lora_quant.config.manifest_records import (
     InputRecord,
     ModuleRecord,
     PackFile,
+    PromptRecord,
+    RouterRecord,
     SlotRecord,
     StoredFile,
     TargetRecord,
     TensorRecord,
     ToolRecord,
     UseCaseRecord,
+    VectorRecord,
 )
 from lora_quant.graph.data_files import sampled_sha256, sha256_of
 from lora_quant.graph.records import Branch, BranchedGraph
+from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.slots import SlotTable
+from lora_quant.passes.slots import Slot, SlotTable
 from lora_quant.targets.pack_folder import PackFolder
 
 
@@ -42,39 +47,36 @@ def build_manifest(
     inputs = _Inputs(folder)
     hashes = {a.name: inputs.add_adapter(a) for a in adapters.values()}
     inputs.add_config(compilation)
-    alpha = branched.scale.alpha
     return Manifest(
         tool=ToolRecord(name="lora-quant", version=__version__),
         mode=compilation.options.mode,
         max_rank=branched.max_rank,
-        alpha=AlphaRecord(
-            tensor=alpha.name,
-            layout=compilation.options.alpha_layout,
-            dtype=alpha.dtype,
-            shape=alpha.shape,
-        ),
+        alpha=_alpha(compilation, branched),
+        merged=compilation.options.merge,
         base=_base(compilation, folder),
         inputs=tuple(inputs.records),
         adapters=tuple(
             AdapterRecord(
-                name=a.name, kind=a.rule.kind, rank=a.rank, scale=a.scale, sha256=hashes[a.name]
+                name=a.name,
+                kind=a.checkpoint.config.peft_type,
+                format=a.checkpoint.format,
+                max_error=a.max_error,
+                rank=a.rank,
+                scale=a.scale,
+                sha256=hashes[a.name],
             )
             for a in adapters.values()
         ),
-        attach_points=tuple(_attach_point(branch) for branch in branched.branches),
+        attach_points=tuple(_attach_points(branched)),
         use_cases=tuple(
-            UseCaseRecord(
-                name=name,
-                slots=tuple(
-                    SlotRecord(
-                        adapter=s.adapter, start=s.start, rank=s.rank, alpha=s.alpha, scale=s.scale
-                    )
-                    for s in owned
-                ),
-            )
-            for name, owned in slots.use_cases.items()
+            _use_case(compilation, name, owned) for name, owned in slots.use_cases.items()
         ),
-        tensors=tuple(_tensors(branched)),
+        tensors=tuple(
+            TensorRecord(
+                name=w.record.name, shape=w.record.shape, dtype=w.record.dtype, role=w.role.value
+            )
+            for w in updatable_weights(branched)
+        ),
         targets=tuple(TargetRecord(name=t, files=tuple(_files(folder, t))) for t in targets),
         findings=tuple(
             FindingRecord.of(f, relative_to=folder.output) for f in compilation.findings
@@ -105,7 +107,8 @@ class _Inputs:
         return digest
 
     def add_adapter(self, adapter: Adapter) -> tuple[str, ...]:
-        files = (adapter.checkpoint.config.file, adapter.checkpoint.tensors.path)
+        # Formats without a configuration of their own describe themselves in their weights.
+        files = dict.fromkeys((adapter.checkpoint.config.file, adapter.checkpoint.tensors.path))
         return tuple(self.add("adapter", path, adapter.name) for path in files)
 
     def add_config(self, compilation: Compilation) -> None:
@@ -144,40 +147,92 @@ def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
     )
 
 
-def _attach_point(branch: Branch) -> AttachPointRecord:
-    point = branch.attach
-    return AttachPointRecord(
-        name=point.name,
-        modules=tuple(
-            ModuleRecord(module=p.module, offset=p.offset, size=p.size) for p in point.parts
-        ),
-        node=point.linear.node or point.linear.product,
-        form=point.linear.form.value,
-        in_features=point.linear.in_features,
-        out_features=point.linear.out_features,
-        tensors=BranchTensors(
-            a_weight=branch.a_weight.name,
-            b_weight=branch.b_weight.name,
-            x=branch.x,
-            h=branch.h,
-            a=branch.a,
-            m=branch.m,
-            l=branch.l,
-            y=branch.y,
-            relayouts=branch.relayouts,
-        ),
+def _alpha(compilation: Compilation, branched: BranchedGraph) -> AlphaRecord | None:
+    scale = branched.scale
+    if scale is None:
+        return None
+    return AlphaRecord(
+        tensor=scale.alpha.name,
+        layout=compilation.options.alpha_layout,
+        dtype=scale.alpha.dtype,
+        shape=scale.alpha.shape,
+        gate=None if scale.gate is None else scale.gate.name,
     )
 
 
-def _tensors(branched: BranchedGraph) -> Iterable[TensorRecord]:
-    for branch in branched.branches:
-        for role, record in (("a_weight", branch.a_weight), ("b_weight", branch.b_weight)):
-            yield TensorRecord(name=record.name, shape=record.shape, dtype=record.dtype, role=role)
-    expansion = branched.scale.expansion
-    if expansion is not None:
-        yield TensorRecord(
-            name=expansion.name, shape=expansion.shape, dtype=expansion.dtype, role="expansion"
+def _use_case(compilation: Compilation, name: str, owned: Sequence[Slot]) -> UseCaseRecord:
+    adapters = compilation.having("adapters")
+    prompt = None
+    for slot in owned:
+        inputs = compilation.prompts.get(slot.adapter)
+        if inputs is not None:
+            prompt = PromptRecord(
+                adapter=slot.adapter,
+                form=inputs.shape.form,
+                shape=inputs.shape.shape,
+                inputs=inputs.names,
+            )
+    slots = tuple(
+        SlotRecord(
+            adapter=s.adapter,
+            start=s.start,
+            rank=s.rank,
+            alpha=s.alpha,
+            scale=s.scale,
+            gated=any(shape.gated for shape in adapters[s.adapter].shapes.values()),
         )
+        for s in owned
+    )
+    return UseCaseRecord(name=name, slots=slots, prompt=prompt)
+
+
+def _attach_points(branched: BranchedGraph) -> Iterable[AttachPointRecord]:
+    branches = {branch.attach.name: branch for branch in branched.branches}
+    vectors: dict[str, list[VectorRecord]] = defaultdict(list)
+    for made in branched.vectors:
+        vectors[made.attach.name].append(
+            VectorRecord(vector=made.vector.value, weight=made.weight.name, output=made.output)
+        )
+    for point in branched.points:
+        branch = branches.get(point.name)
+        if branch is None and not vectors[point.name]:
+            continue  # an adapter that was pruned to nothing here
+        yield AttachPointRecord(
+            name=point.name,
+            modules=tuple(
+                ModuleRecord(module=p.module, offset=p.offset, size=p.size) for p in point.parts
+            ),
+            node=point.linear.node or point.linear.product,
+            form=point.linear.form.value,
+            in_features=point.linear.in_features,
+            out_features=point.linear.out_features,
+            tensors=None if branch is None else _tensors(branch),
+            vectors=tuple(vectors[point.name]),
+            router=None if branch is None else _router(branch),
+        )
+
+
+def _tensors(branch: Branch) -> BranchTensors:
+    return BranchTensors(
+        a_weight=branch.a_weight.name,
+        b_weight=branch.b_weight.name,
+        x=branch.x,
+        h=branch.h,
+        a=branch.a,
+        m=branch.m,
+        l=branch.l,
+        y=branch.y,
+        relayouts=branch.relayouts,
+    )
+
+
+def _router(branch: Branch) -> RouterRecord | None:
+    router = branch.router
+    if router is None:
+        return None
+    return RouterRecord(
+        weight=router.weight.name, expansion=router.expansion.name, rest=router.rest.name
+    )
 
 
 def _files(folder: PackFolder, target: str) -> Iterable[PackFile]:

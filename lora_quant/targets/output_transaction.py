@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -19,14 +19,21 @@ from lora_quant.errors import LoraQuantError, PackError, Where, some
 from lora_quant.graph.data_files import sha256_of
 from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
 
+OutputCheck = Callable[[Path, bool], Mapping[str, str]]
+"""(output, force) -> files beside it that go with it, or PackError if it may not be replaced."""
+
 
 class OutputTransaction:
-    """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end."""
+    """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end.
 
-    def __init__(self, output: Path, *, force: bool) -> None:
+    `check` says what may be replaced; by default packs.
+    """
+
+    def __init__(self, output: Path, *, force: bool, check: OutputCheck | None = None) -> None:
         """Raises PackError at once if `output` exists and may not be replaced."""
         self._output = Path(os.path.normpath(output.absolute()))
-        self._old_neighbours = _check_output(self._output, force)
+        self._check = _check_output if check is None else check
+        self._old_neighbours = self._check(self._output, force)
         self._force = force
         self._made_parents: list[Path] = []
 
@@ -66,7 +73,7 @@ class OutputTransaction:
         moves: list[tuple[Path, Path]] = []
         try:
             staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            _check_output(self._output, self._force)
+            self._check(self._output, self._force)
             pairs = [(staging, self._output), *self._folder.neighbours]
             for waiting, final in pairs:
                 if final.exists():

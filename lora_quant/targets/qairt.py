@@ -7,6 +7,7 @@ qairt/lora_importer_config.yaml        the use cases with their files
 qairt/<use case>/lora_weights.safetensors
 qairt/<use case>/quant_overrides.json  complete encodings
 qairt/<use case>/quant_updatable_tensors.txt
+qairt/<use case>/prompt.safetensors    the soft prompt of a use case that has one
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import encodings_text
 from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
-from lora_quant.graph.records import BranchedGraph, TensorRecord
+from lora_quant.graph.records import TensorRecord
 from lora_quant.graph.saving import graph_bytes
+from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.factors import branch_factors, expansion_matrix
 from lora_quant.passes.merging.weight_ranges import WeightRanges
+from lora_quant.passes.weight_values import shared_weights, use_case_weights
+from lora_quant.targets.merged_graph import write_merged_graph
 from lora_quant.targets.pack_folder import (
     GRAPH_SUFFIX,
     ZEROS_SUFFIX,
@@ -49,6 +52,7 @@ IMPORTER_CONFIG = "lora_importer_config.yaml"
 WEIGHTS = "lora_weights.safetensors"
 OVERRIDES = "quant_overrides.json"
 UPDATABLE = "quant_updatable_tensors.txt"
+PROMPT = "prompt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ class QairtTarget:
 
     def emit(self, compilation: Compilation, folder: PackFolder) -> tuple[Finding, ...]:
         """Raises PackError if a file cannot be written, ConfigError if names collide."""
+        if compilation.options.merge is not None:
+            write_merged_graph(compilation, folder, self.name)
+            return ()
         _check_folder_names(compilation)
-        records = weight_records(compilation.having("branched"))
+        records = tuple(w.record for w in updatable_weights(compilation.having("branched")))
         model = self._write_graph(compilation, folder, records)
         names = _lines(record.name for record in records)
         folder.write_text(f"{self.name}/{TENSOR_NAMES}", "lora-tensor-names", names)
@@ -128,6 +135,7 @@ class QairtTarget:
         folder.write_text(
             f"{place}/{UPDATABLE}", "quant-updatable-tensors", _lines(sorted(updatable)), name
         )
+        _write_prompt(compilation, folder, f"{place}/{PROMPT}", name)
         return findings
 
     def _importer_item(self, name: str, model: str, has_encodings: bool) -> UseCaseOutputConfig:
@@ -141,28 +149,30 @@ class QairtTarget:
         )
 
 
-def weight_records(branched: BranchedGraph) -> tuple[TensorRecord, ...]:
-    """A and B of every branch in graph order, then E: the order of a weights file."""
-    records = [record for b in branched.branches for record in (b.a_weight, b.b_weight)]
-    if branched.scale.expansion is not None:
-        records.append(branched.scale.expansion)
-    return tuple(records)
-
-
 def _weights(
     compilation: Compilation, use_case: str, ranges: WeightRanges | None
 ) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """Tensors of a use case in the order of weight_records; their ranges are noted on the way."""
-    branched: BranchedGraph = compilation.having("branched")
-    for factors in branch_factors(compilation, use_case):
+    """Values of a use case in the order of updatable_weights; ranges are noted on the way."""
+    for point in use_case_weights(compilation, use_case):
         if ranges is not None:
-            ranges.observe(factors)
-        yield factors.branch.a_weight.name, factors.A
-        yield factors.branch.b_weight.name, factors.B
-    record = branched.scale.expansion
-    if record is not None:
-        slots = compilation.having("slots").use_cases[use_case]
-        yield record.name, expansion_matrix(record, slots)
+            ranges.observe(point)
+        yield from point.values.items()
+    for record, values in shared_weights(compilation, use_case):
+        if ranges is not None:
+            ranges.take(record.name, values)
+        yield record.name, values
+
+
+def _write_prompt(compilation: Compilation, folder: PackFolder, path: str, use_case: str) -> None:
+    """One tensor, `prefix_embeds` or `past_key_values`, float32, if the use case has a prompt."""
+    for slot in compilation.having("slots").use_cases[use_case]:
+        inputs = compilation.prompts.get(slot.adapter)
+        if inputs is None:
+            continue
+        record = TensorRecord(inputs.shape.form, inputs.shape.shape, "float32")
+        values = compilation.having("adapters")[slot.adapter].prompt()
+        with folder.create(path, "prompt", use_case) as sink:
+            write_safetensors(sink, (record,), [(record.name, values)])
 
 
 def _write_encodings(file: EncodingFile, sink: HashingWriter) -> None:

@@ -13,7 +13,9 @@ from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.errors import ConfigError, InputMissingError, Where
 from lora_quant.findings import Finding, Severity
 
-EXAMPLE = Path(__file__).parent / "cases" / "positive" / "pack" / "everything.json"
+CASES = Path(__file__).parent / "cases" / "positive" / "pack"
+EXAMPLE = CASES / "everything.json"
+MERGED = CASES / "merged.json"
 
 
 def refused(tmp_path: Path, value: Any) -> ConfigError:
@@ -26,6 +28,7 @@ def refused(tmp_path: Path, value: Any) -> ConfigError:
 def test_read_and_dump_give_back_the_values() -> None:
     manifest = read_manifest(EXAMPLE)
     # `relayouts` and `slots` are empty in the example and stay: only what is None is left out.
+    # So `tensors` of an attach point without a branch, `router`, `prompt` and `max_error` are.
     assert manifest.dump() == dump_json(ordered(read_json(EXAMPLE), manifest))
 
 
@@ -38,7 +41,8 @@ def ordered(value: Any, manifest: Manifest) -> Any:
 
 def test_keys_are_written_in_the_order_of_the_model() -> None:
     written = read_json(EXAMPLE)
-    assert list(written) == list(Manifest.model_fields)
+    # A pack that is merged has nothing to switch, and so not everything.
+    assert list(written) == [name for name in Manifest.model_fields if name != "merged"]
 
 
 def test_a_folder_stands_for_its_manifest(tmp_path: Path) -> None:
@@ -54,7 +58,8 @@ def test_files_are_found_by_target_role_and_use_case() -> None:
     assert [f.path for f in manifest.files("qairt", use_case="both")] == [
         "qairt/both/lora_weights.safetensors"
     ]
-    assert len(manifest.files("qairt")) == 2
+    assert [f.role for f in manifest.files("qairt", use_case="greeting")] == ["prompt"]
+    assert len(manifest.files("qairt")) == 3
     assert manifest.files("qairt", role="weights", use_case="base") == ()
     with pytest.raises(ConfigError, match="holds nothing for the target 'ort'"):
         manifest.files("ort")
@@ -115,3 +120,47 @@ def test_findings_hold_no_absolute_paths(tmp_path: Path) -> None:
     kept = FindingRecord.of(finding).where
     assert kept is not None
     assert kept.file == (tmp_path / "in" / "lora.yaml").as_posix()
+
+
+def test_a_merged_pack_names_its_use_case() -> None:
+    manifest = read_manifest(MERGED)
+    assert manifest.merged == "tone"
+    assert manifest.alpha is None
+    assert manifest.tensors == ()
+    assert read_manifest(EXAMPLE).merged is None
+
+
+def test_what_an_adapter_does_not_have_is_left_out_or_empty() -> None:
+    """So a manifest that knows none of it reads as one of plain low rank."""
+    plain = read_manifest(MERGED)
+    (adapter,) = plain.adapters
+    assert (adapter.format, adapter.max_error) == ("peft", None)
+    assert plain.use_cases[0].prompt is None
+    assert not plain.use_cases[0].slots[0].gated
+    written = plain.dump()
+    for name in ("max_error", "prompt", "gate", "router"):
+        assert f'"{name}":' not in written
+
+
+def test_every_form_of_an_adapter_has_its_record() -> None:
+    manifest = read_manifest(EXAMPLE)
+    first, second = manifest.attach_points
+    assert [v.vector for v in first.vectors] == ["h", "g", "c"]
+    assert first.tensors is not None
+    assert first.router is not None
+    assert second.form == "embedding"
+    assert second.tensors is None
+    assert manifest.alpha is not None
+    assert manifest.alpha.gate == "lora_alpha_gate"
+    assert [s.gated for s in manifest.use_cases[1].slots] == [False, True]
+    assert [a.max_error for a in manifest.adapters] == [None, None, 0.04, None]
+    prompt = manifest.use_cases[2].prompt
+    assert prompt is not None
+    assert (prompt.form, prompt.shape) == ("prefix_embeds", (4, 64))
+
+
+@pytest.mark.parametrize("error", [-0.1, "0.1"])
+def test_an_error_of_an_approximation_is_a_number_from_0(error: object, tmp_path: Path) -> None:
+    value = read_json(EXAMPLE)
+    value["adapters"][2]["max_error"] = error
+    assert "adapters[2].max_error" in refused(tmp_path, value).message

@@ -325,7 +325,9 @@ def test_scales_of_a_fused_projection_go_to_their_modules(tmp_path: Path) -> Non
         }
     )
     manifest = build(config, tmp_path / "out").manifest
-    point = next(p for p in manifest.attach_points if p.tensors.a_weight == name)
+    point = next(
+        p for p in manifest.attach_points if p.tensors is not None and p.tensors.a_weight == name
+    )
     assert [part.module.rpartition(".")[2] for part in point.modules] == [
         "q_proj",
         "k_proj",

@@ -1,7 +1,8 @@
 """Complete encodings of the final graph, for the base and for each use case.
 
 A tensor in the quant-updatable set takes the use case's encoding, every other takes the base's. A
-branch that a use case leaves idle keeps the base's encodings: its weights are zero.
+branch that a use case leaves idle keeps the base's encodings: its weights are zero. So does the
+weight of an idle vector; what it gives has the grid of what it is given.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from lora_quant.encodings import aimet_1_0_0
 from lora_quant.encodings.convert import WRITABLE, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
+from lora_quant.encodings.products import in_structure
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.collected import UseCaseEncodings
 from lora_quant.passes.merging.use_case_encodings import EncodingsReader
 from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.updatable import UpdatableTensors
@@ -40,6 +42,10 @@ class MergedEncodings:
         found = self.reader.read(use_case, ranges)
         changes = {t: e for t, e in found.encodings.items() if t in self.updatable}
         check_structure(use_case, self.base.encodings, changes)
+        for tensor, encoding in found.neutral.items():
+            if tensor in self.updatable:
+                known = self.base.encodings[tensor]
+                changes[tensor] = in_structure(encoding, known)
         params = frozenset(t for t in changes if t in self.updatable.values)
         if self.base.version in WRITABLE:
             changed = EncodingFile(aimet_1_0_0.VERSION, changes, params)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from lora_quant.encodings.branch_names import BranchName, Role, find_branch_names
 from lora_quant.graph.name_table import NameTable
 from lora_quant.graph.records import Branch, BranchedGraph
+from lora_quant.graph.updatable_weights import base_outputs, updatable_weights
+from lora_quant.passes.select_updatable import branch_activations
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Translation:
 class TensorNames:
     """Translates names for one branched graph.
 
-    added: names of all tensors that we added. scale: those of alpha, E and s among them.
+    added: names of all tensors that we added. scale: those of alpha, the gate, E and s among them.
+    base_side: the old name of each output that we took over -> the name of the base's own.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class TensorNames:
         self._adapters = tuple(adapters)
         self._by_module = _branches_by_module(branched)
         self._modules = NameTable(self._by_module)
+        self.base_side = base_outputs(branched)
         self.scale = _scale_tensors(branched)
-        self.added = self.scale | _branch_tensors(branched)
+        self.added = self.scale | _added_tensors(branched) | frozenset(self.base_side.values())
 
     def translate(self, names: Iterable[str]) -> Translation:
         """Translate all names of one file; they are read together, since y decides what h is."""
@@ -65,12 +69,11 @@ class TensorNames:
                 unknown.append(name)
             else:
                 branch, role = place
-                tensor = _tensor_of(branch, role)
+                tensor = self._tensor_of(branch, role)
                 if tensor is not None:
                     claims[tensor].append(name)
-        base_side = {b.y: b.h for b in self._branched.branches}
         for name in base_names:
-            tensor = base_side[name] if name in base_side and name in claims else name
+            tensor = self.base_side[name] if name in self.base_side and name in claims else name
             claims[tensor].append(name)
         return Translation(
             names={tensor: found[0] for tensor, found in claims.items() if len(found) == 1},
@@ -85,18 +88,31 @@ class TensorNames:
         found = {self._by_module[m].y: self._by_module[m] for m in self._modules.find(name.module)}
         return (next(iter(found.values())), name.role) if len(found) == 1 else None
 
+    def _tensor_of(self, branch: Branch, role: Role) -> str | None:
+        """Our tensor of a role; None for what has none: s is computed, B (A x) not scaled."""
+        return {
+            Role.A: branch.a_weight.name,
+            Role.B: branch.b_weight.name,
+            Role.H_OUT: self.base_side[branch.y],
+            Role.A_OUT: branch.a,
+            Role.M_OUT: branch.m,
+            Role.L_OUT: branch.l,
+            Role.Y_OUT: branch.y,
+        }.get(role)
 
-def _tensor_of(branch: Branch, role: Role) -> str | None:
-    """Our tensor of a role; None for what has no counterpart: s is computed, B (A x) not scaled."""
-    return {
-        Role.A: branch.a_weight.name,
-        Role.B: branch.b_weight.name,
-        Role.H_OUT: branch.h,
-        Role.A_OUT: branch.a,
-        Role.M_OUT: branch.m,
-        Role.L_OUT: branch.l,
-        Role.Y_OUT: branch.y,
-    }.get(role)
+    def is_ours(self, names: Iterable[str]) -> bool:
+        """Whether a file that names these tensors was made on a graph of ours.
+
+        Other exporters have names for A, B, a and l that can be the same.
+        """
+        shared = {
+            name
+            for b in self._branched.branches
+            for name in (b.a_weight.name, b.b_weight.name, b.a, b.l)
+        }
+        if self._branched.scale is not None:
+            shared.add(self._branched.scale.alpha.name)
+        return not (self.added - shared).isdisjoint(names)
 
 
 def _branches_by_module(branched: BranchedGraph) -> dict[str, Branch]:
@@ -109,14 +125,14 @@ def _branches_by_module(branched: BranchedGraph) -> dict[str, Branch]:
 
 
 def _scale_tensors(branched: BranchedGraph) -> frozenset[str]:
-    names = {branched.scale.alpha.name, *branched.scale.scales}
-    if branched.scale.expansion is not None:
-        names.add(branched.scale.expansion.name)
-    return frozenset(names)
+    scale = branched.scale
+    if scale is None:
+        return frozenset()
+    records = (scale.alpha, scale.gate, scale.expansion)
+    return frozenset({*scale.scales, *(record.name for record in records if record is not None)})
 
 
-def _branch_tensors(branched: BranchedGraph) -> frozenset[str]:
-    names: set[str] = set()
-    for b in branched.branches:
-        names.update((b.a_weight.name, b.b_weight.name, b.h, b.a, b.m, b.l), b.relayouts)
-    return frozenset(names)
+def _added_tensors(branched: BranchedGraph) -> frozenset[str]:
+    """Tensors at attach points, but for the outputs of the base that got another name."""
+    weights = {w.record.name for w in updatable_weights(branched) if w.attach is not None}
+    return frozenset(weights | branch_activations(branched))

@@ -9,7 +9,7 @@ from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import ConfigError, Where, some
 from lora_quant.findings import Finding, Severity
-from lora_quant.passes.merging.branch_encodings import UseCaseEncodings
+from lora_quant.passes.merging.collected import UseCaseEncodings
 from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.updatable import UpdatableTensors
 

@@ -6,11 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings import aimet_1_0_0
-from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.convert import TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
@@ -19,24 +16,31 @@ from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.factors import branch_factors, expansion_matrix
-from lora_quant.passes.merging.alpha_range import other_alpha
-from lora_quant.passes.merging.branch_encodings import BranchFitter, UseCaseEncodings
-from lora_quant.passes.merging.contributions import Contribution, contributions
+from lora_quant.passes.merging.branch_encodings import BranchFitter
+from lora_quant.passes.merging.collected import Sources, UseCaseEncodings
+from lora_quant.passes.merging.contributions import Contribution, active_vectors, contributions
+from lora_quant.passes.merging.replaced_encodings import add_replaced
+from lora_quant.passes.merging.router_encodings import add_router
+from lora_quant.passes.merging.scale_encodings import add_scale
+from lora_quant.passes.merging.strength_inputs import StrengthInputs, other_inputs
 from lora_quant.passes.merging.tensor_names import TensorNames, Translation
+from lora_quant.passes.merging.vector_encodings import VectorFitter
 from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
 
 
 @dataclass(frozen=True, eq=False)
 class EncodingsReader:
-    """Reads use cases of one compilation; `alpha` is the encoding of the alpha input.
+    """Reads use cases of one compilation.
 
-    `base_file` is the content of `base_path`, which is read once however many use cases name it.
+    `base` are the base's encodings in our names, `inputs` those of the strengths (None in a graph
+    without branches). `base_file` is the content of `base_path`, which is read once however many
+    use cases name it.
     """
 
     compilation: Compilation
     names: TensorNames
-    alpha: Encoding
+    base: EncodingFile
+    inputs: StrengthInputs | None
     base_path: Path
     base_file: EncodingFile
 
@@ -44,7 +48,7 @@ class EncodingsReader:
         """Encodings of every tensor that the use case has one for.
 
         `ranges` of its weights, if they were seen already; otherwise the weights are read here, but
-        only if the file lacks an encoding for one of them.
+        only if the file lacks an encoding that follows from their values.
         """
         branched: BranchedGraph = self.compilation.having("branched")
         file = self._file(use_case.encodings)
@@ -55,43 +59,38 @@ class EncodingsReader:
             else {}
         )
         active = contributions(self.compilation, use_case.name)
+        vectors = active_vectors(self.compilation, use_case.name)
         if file:
             encodings.update(_one_rank_weights(file, encodings, branched, active))
-        result = UseCaseEncodings(findings=list(_reading_findings(use_case, file, translation)))
-        alpha = encodings.get(branched.scale.alpha.name)
-        result.findings.extend(other_alpha(use_case, alpha, self.alpha))
-        added = self.names.added
-        result.encodings.update((t, e) for t, e in encodings.items() if t not in added)
-        result.given.update(result.encodings)
-        fitter = BranchFitter(
+        sources = Sources(
+            compilation=self.compilation,
             use_case=use_case.name,
-            source=use_case.encodings,
             file=encodings,
-            on_our_graph=any(translation.names.get(b.a) == b.a for b in branched.branches),
-            weight_bits=self.compilation.options.weight_bits,
+            on_our_graph=self.names.is_ours(translation.names.values()),
+            base=self.base.encodings,
+            known=ranges,
         )
-        if ranges is None and any(
-            fitter.needs_values(branched.branches[number], items)
-            for number, items in active.items()
-        ):
-            ranges = WeightRanges()
-            for factors in branch_factors(self.compilation, use_case.name):
-                ranges.observe(factors)
-        idle = [
-            tensor
-            for number, branch in enumerate(branched.branches)
-            if number not in active
-            for tensor in (branch.a_weight.name, branch.b_weight.name, branch.a, branch.m, branch.l)
-            if tensor in encodings
-        ]
+        result = UseCaseEncodings(use_case.name, use_case.encodings)
+        result.findings.extend(_reading_findings(use_case, file, translation))
+        self._base_tensors(result, encodings, branched)
+        strength = None
+        if self.inputs is not None:
+            result.findings.extend(other_inputs(use_case, encodings, self.inputs))
+            strength = add_scale(result, self.compilation, self.inputs)
+        idle = [] if sources.on_our_graph else _idle_tensors(branched, active, encodings)
         if idle:
             result.findings.append(_idle(use_case, idle))
-        for number, items in active.items():
-            fitter.fit(result, branched.branches[number], items, ranges)
         for branch in branched.branches:
-            if branch.h in encodings:
-                result.encodings[branch.h] = encodings[branch.h]
-        self._scale(result, use_case)
+            x = sources.grid_of(branch.x, result)
+            if x is not None:
+                result.neutral.update(dict.fromkeys(branch.relayouts, x))
+            items = active.get(branch.attach.name)
+            if items is not None:
+                BranchFitter(sources).fit(result, branch, items)
+                if branch.router is not None and any(item.experts for item in items):
+                    add_router(result, sources, branch.router, strength)
+        VectorFitter(sources, vectors).fit(result, branched.vectors)
+        add_replaced(result, sources)
         return result
 
     def _file(self, path: Path | None) -> EncodingFile | None:
@@ -99,40 +98,30 @@ class EncodingsReader:
             return None
         return self.base_file if path == self.base_path else read_encodings(path)
 
-    def _scale(self, result: UseCaseEncodings, use_case: UseCaseInputConfig) -> None:
-        """E from its values, s and its re-layouts from the range of alpha times E.
+    def _base_tensors(
+        self, result: UseCaseEncodings, given: Mapping[str, Encoding], branched: BranchedGraph
+    ) -> None:
+        """What the file says of the base's own tensors, those that got another name included."""
+        own = frozenset(self.names.base_side.values())
+        replaced = {one.weight.name for one in branched.replaced}
+        for tensor, encoding in given.items():
+            if tensor in own or (tensor not in self.names.added and tensor not in replaced):
+                result.take(tensor, encoding)
 
-        Each column of E has at most one entry, so a grid per column stores it exactly.
-        """
-        branched: BranchedGraph = self.compilation.having("branched")
-        slots = self.compilation.having("slots").use_cases[use_case.name]
-        record, options = branched.scale.expansion, self.compilation.options
-        if record is None:
-            for tensor in branched.scale.scales:
-                result.encodings[tensor] = self.alpha
-            return
-        if not slots:
-            return
-        matrix = expansion_matrix(record, slots).astype(np.float64)
-        result.encodings[record.name] = from_range(
-            matrix.min(axis=0),
-            matrix.max(axis=0),
-            bits=options.weight_bits,
-            symmetric=True,
-            axis=1,
-            single=True,
-        )
-        result.owned[record.name] = tuple(
-            rank for slot in slots for rank in range(slot.start, slot.start + slot.rank)
-        )
-        ends = [
-            float(bound) * slot.scale
-            for slot in slots
-            for bound in (self.alpha.minimum, self.alpha.maximum)
-        ]
-        strength = from_range(min(ends), max(ends), bits=options.activation_bits, symmetric=False)
-        for tensor in branched.scale.scales:
-            result.encodings[tensor] = strength
+
+def _idle_tensors(
+    branched: BranchedGraph,
+    active: Mapping[str, tuple[Contribution, ...]],
+    given: Mapping[str, Encoding],
+) -> list[str]:
+    """Branch tensors that the file has encodings for and the adapters leave idle."""
+    return [
+        tensor
+        for branch in branched.branches
+        if branch.attach.name not in active
+        for tensor in (branch.a_weight.name, branch.b_weight.name, branch.a, branch.m, branch.l)
+        if tensor in given
+    ]
 
 
 def _idle(use_case: UseCaseInputConfig, tensors: list[str]) -> Finding:
@@ -150,14 +139,14 @@ def _one_rank_weights(
     file: EncodingFile,
     encodings: Mapping[str, Encoding],
     branched: BranchedGraph,
-    active: Mapping[int, tuple[Contribution, ...]],
+    active: Mapping[str, tuple[Contribution, ...]],
 ) -> Mapping[str, Encoding]:
     """A of rank 1, whose one entry 0.6.1 does not tell from per tensor, as its header means it."""
     facts = {}
-    for number, items in active.items():
-        record = branched.branches[number].a_weight
+    for branch in branched.branches:
+        record, items = branch.a_weight, active.get(branch.attach.name, ())
         if sum(item.rank for item in items) == 1 and record.name in encodings:
-            axis = channel_axes(branched.branches[number])[0]
+            axis = channel_axes(branch)[0]
             shape = tuple(1 if i == axis else size for i, size in enumerate(record.shape))
             facts[record.name] = TensorFacts(shape, axis, 1 - axis)
     weights = {name: encodings[name] for name in facts}

@@ -1,4 +1,4 @@
-"""The range of the branch weights of one use case, per output channel."""
+"""The range of the updatable weights of one use case, per output channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.graph.records import Branch, Form
-from lora_quant.passes.factors import BranchFactors
+from lora_quant.passes.weight_values import PointValues
 
 FloatArray = NDArray[np.float64]
 
@@ -14,23 +14,28 @@ FloatArray = NDArray[np.float64]
 class WeightRanges:
     """Filled while the weights pass by; what is kept is one number per channel.
 
-    Channels of A are its ranks `[parts * R]`, those of B its output features `[out]`.
+    Channels of A are its ranks `[parts * R]`, those of B its output features `[out]`. Every other
+    weight has one range.
     """
 
     def __init__(self) -> None:
         self.low: dict[str, FloatArray] = {}
         self.high: dict[str, FloatArray] = {}
 
-    def observe(self, factors: BranchFactors) -> None:
-        """Note the ranges of one branch."""
-        axis_a, axis_b = channel_axes(factors.branch)
-        for record, values, axis in (
-            (factors.branch.a_weight, factors.A, axis_a),
-            (factors.branch.b_weight, factors.B, axis_b),
-        ):
-            others = tuple(i for i in range(values.ndim) if i != axis)
-            self.low[record.name] = values.min(axis=others).astype(np.float64)
-            self.high[record.name] = values.max(axis=others).astype(np.float64)
+    def observe(self, point: PointValues) -> None:
+        """Note the ranges of one attach point."""
+        axes: dict[str, int] = {}
+        if point.branch is not None:
+            axis_a, axis_b = channel_axes(point.branch)
+            axes = {point.branch.a_weight.name: axis_a, point.branch.b_weight.name: axis_b}
+        for name, values in point.values.items():
+            self.take(name, values, axes.get(name))
+
+    def take(self, name: str, values: NDArray[np.generic], axis: int | None = None) -> None:
+        """Note the range of one weight, per channel of `axis` if one is given."""
+        others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
+        self.low[name] = np.atleast_1d(values.min(axis=others).astype(np.float64))
+        self.high[name] = np.atleast_1d(values.max(axis=others).astype(np.float64))
 
 
 def channel_axes(branch: Branch) -> tuple[int, int]:
