@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lora_quant.adapters.adapter_report import AdapterReport
     from lora_quant.api import build, build_lora_graph
     from lora_quant.config.adapter_params import AdapterParamsConfig
     from lora_quant.config.builder import LoraBuilderInputConfig, LoraBuilderOutputConfig
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from lora_quant.config.output_files import UseCaseOutputConfig
     from lora_quant.config.run_config import AdapterRunConfig, UseCaseRunConfig
     from lora_quant.errors import LoraQuantError
+    from lora_quant.lower import inspect_adapter, lower_adapter
 
 _HOMES = {
     "AdapterConfig": "config.lora_config",
     "AdapterParamsConfig": "config.adapter_params",
+    "AdapterReport": "adapters.adapter_report",
     "AdapterRunConfig": "config.run_config",
     "BuildOptions": "config.options",
     "LoraBuilderInputConfig": "config.builder",
@@ -42,7 +45,9 @@ _HOMES = {
     "build": "api",
     "build_lora_graph": "api",
     "get_adapter_count_by_use_case": "config.functions",
+    "inspect_adapter": "lower",
     "load_use_case_config": "config.functions",
+    "lower_adapter": "lower",
     "serialize_lora_adapter_weight_config": "config.functions",
     "serialize_lora_importer_config": "config.functions",
     "serialize_lora_input_config": "config.functions",
@@ -51,6 +56,7 @@ _HOMES = {
 __all__ = [
     "AdapterConfig",
     "AdapterParamsConfig",
+    "AdapterReport",
     "AdapterRunConfig",
     "BuildOptions",
     "LoraBuilderInputConfig",
@@ -64,7 +70,9 @@ __all__ = [
     "build",
     "build_lora_graph",
     "get_adapter_count_by_use_case",
+    "inspect_adapter",
     "load_use_case_config",
+    "lower_adapter",
     "serialize_lora_adapter_weight_config",
     "serialize_lora_importer_config",
     "serialize_lora_input_config",

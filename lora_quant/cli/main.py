@@ -18,6 +18,8 @@ import click
 
 from lora_quant import __version__
 from lora_quant.cli.build_command import build_command
+from lora_quant.cli.inspect_command import inspect_command
+from lora_quant.cli.lower_command import lower_command
 from lora_quant.cli.map_command import map_command
 from lora_quant.cli.outcome import FINE, INTERRUPTED, OUR_BUG, REFUSED, USAGE
 from lora_quant.cli.validate_command import validate_command
@@ -35,10 +37,19 @@ def cli() -> None:
     lora-quant build lora_config.yaml -o OUT        graph, weight packs, encodings
     lora-quant verify OUT                           run it against the base plus dW
     lora-quant validate OUT                         check files against their schemas
+    lora-quant inspect ADAPTER                      what an adapter is, and what it needs
+    lora-quant lower ADAPTER -o DIR                 an adapter of any kind as plain LoRA
     """
 
 
-for _command in (build_command, map_command, verify_command, validate_command):
+for _command in (
+    build_command,
+    map_command,
+    verify_command,
+    validate_command,
+    inspect_command,
+    lower_command,
+):
     cli.add_command(_command)
 
 

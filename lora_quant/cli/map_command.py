@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def map_command(model: Path, output: Path | None, force: bool) -> int:
-    """List the linear nodes of MODEL (MatMul, Gemm, Conv with a constant weight) by module path.
+    """List the nodes of MODEL that adapters can be attached to, by module path.
+
+    These are MatMul, Gemm and Conv with a constant weight, and the Gather of an embedding.
 
     The result is a JSON object, module path -> node names, for `attach_point_onnx_mapping`.
     """
@@ -43,6 +45,7 @@ def map_command(model: Path, output: Path | None, force: bool) -> int:
     unnamed = sum(1 for paths in base.catalog.paths.values() if not paths)
     if not mapping:
         raise _nothing_to_map(base)
+    mapping |= attach_map(base.catalog.embeddings)
     text = dump_json(mapping)
     if output is None:
         click.echo(text, nl=False)

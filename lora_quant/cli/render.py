@@ -51,8 +51,13 @@ def show_finding(console: Console, finding: Finding, indent: str = "") -> None:
         console.print(f"{indent}  [dim]hint:[/]  {escape(finding.hint)}")
 
 
-def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
-    """Findings one a line, at most 20; of more the gravest, then how many were left out."""
+def show_findings(
+    console: Console, findings: tuple[Finding, ...], *, all_in: str = "pack.json"
+) -> None:
+    """Findings one a line, at most 20; of more the gravest, then how many were left out.
+
+    `all_in` is where all of them are.
+    """
     if len(findings) > _MOST_FINDINGS:
         findings = tuple(f for severity in Severity for f in findings if f.severity is severity)
     for finding in findings[:_MOST_FINDINGS]:
@@ -60,7 +65,7 @@ def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
     rest = Counter(f.severity.value for f in findings[_MOST_FINDINGS:])  # in the order of severity
     if rest:
         counts = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in rest.items())
-        console.print(f"[dim]and {counts} more; all of them are in pack.json[/]")
+        console.print(f"[dim]and {counts} more; all of them are in {all_in}[/]")
 
 
 def show_report(

@@ -1,4 +1,4 @@
-"""`lora-quant verify`: run a pack and compare it with the base plus dW."""
+"""`lora-quant verify`: run a pack and compare it with the base that adapters change."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def verify_command(
 ) -> int:
     """Run every use case of PACK in ONNX Runtime on the CPU.
 
-    The reference is the base graph with W + dW put in; it shares no code with the compiler. Needs
-    `pip install 'lora-quant[runtime]'`.
+    The reference is the base graph with what the adapters change put into its weights; it shares no
+    code with the branch builder. Gates are run on and off, soft prompts with the adapter's own
+    values. What cannot be verified is named, and counts as failed. Needs `pip install
+    'lora-quant[runtime]'`.
     """
     with reported("verify", as_json=as_json):
         _require_pack(pack)

@@ -19,6 +19,9 @@ class OutputError:
     effect: what the adapters change, max|y_ref - y_base|. bound: what `error` may be. Figures of
     floats are largest absolute values. Those of other types (`exact`) count elements: that differ
     from the reference, that the adapters change, that there are; none may differ.
+
+    `gates` tells how the gates were set, "" without any. `from_exact`: how far the output is from
+    that with the exact update, where the adapters are approximated; it has no bound.
     """
 
     use_case: str
@@ -28,6 +31,8 @@ class OutputError:
     magnitude: float
     bound: float
     exact: bool = False
+    gates: str = ""
+    from_exact: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -42,8 +47,13 @@ def compare(
     plain: Mapping[str, NDArray[Any]],
     tolerance: float,
     floor: float,
+    *,
+    gates: str = "",
+    without_loss: Mapping[str, NDArray[Any]] | None = None,
 ) -> list[OutputError]:
     """The error of every output that has elements; `plain` are the outputs of the base graph.
+
+    `without_loss` are those with exact updates, where `wanted` has approximations.
 
     Raises VerificationError if there is none: then nothing would be compared.
     """
@@ -64,6 +74,8 @@ def compare(
                 magnitude=magnitude,
                 bound=0.0 if exact else tolerance * effect + floor * magnitude,
                 exact=exact,
+                gates=gates,
+                from_exact=None if without_loss is None else measure(got[name], without_loss[name]),
             )
         )
     if not results:

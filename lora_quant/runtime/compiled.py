@@ -36,12 +36,18 @@ class CompiledGraph:
         inputs: Mapping[str, NDArray[Any]],
         use_case: UseCaseRecord | None,
         weights: Path | None,
+        gate: NDArray[np.float32] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Outputs for a use case with its weights file; both None: as initialised, alpha 0."""
+        """Outputs for a use case with its weights file; both None: as initialised, alpha 0.
+
+        `gate` `[batch, tokens]` is fed for the slots that are gated; without it every gate is 1.
+        """
         feeds = dict(inputs)
         alpha = self._manifest.alpha
         if alpha is not None:
             feeds[alpha.tensor] = alpha_values(self._manifest, use_case)
+            if alpha.gate is not None:
+                feeds[alpha.gate] = gate_values(self._manifest, use_case, gate)
         if weights is not None:
             with safe_open(str(weights), "numpy") as file:
                 feeds.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
@@ -63,4 +69,27 @@ def alpha_values(manifest: Manifest, use_case: UseCaseRecord | None) -> NDArray[
             flat[index] = slot.alpha
         else:
             flat[slot.start : slot.start + slot.rank] = slot.alpha * slot.scale
+    return values
+
+
+def gate_values(
+    manifest: Manifest, use_case: UseCaseRecord | None, gate: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The gate input `[batch, tokens, *alpha]`: `gate` for gated slots, 1 elsewhere.
+
+    Without a `gate` it is 1 for all, in one token that stands for every one.
+    """
+    alpha = manifest.alpha
+    if alpha is None:
+        raise ValueError("the graph has no alpha input")
+    sizes = (1, 1) if gate is None else gate.shape
+    values = np.ones((*sizes, alpha.shape[-1]), np.float32)
+    for index, slot in enumerate(use_case.slots if use_case is not None else ()):
+        if slot.gated and gate is not None:
+            own = (
+                slice(index, index + 1)
+                if alpha.layout == "slot"
+                else slice(slot.start, slot.start + slot.rank)
+            )
+            values[:, :, own] = gate[:, :, None]
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_quant.errors import InputMissingError, VerificationError, Where, did_y
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Length of symbolic axes whose names speak of a sequence; what nothing tells is 1 (a batch).
+# Of symbolic axes whose names speak of a sequence; what nothing tells is 1 (a batch).
 SEQUENCE_LENGTH = 8
 _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 _MAX_ID = 1_000_000
@@ -69,28 +70,38 @@ def check_inputs(inputs: Arrays, proto: ModelProto, source: Path) -> None:
             )
 
 
-def random_inputs(proto: ModelProto, seed: int) -> dict[str, NDArray[Any]]:
-    """Deterministic random inputs: token ids within the vocabulary, masks of ones, empty pasts.
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the axes of a sequence: `past` tokens in the cache, `tokens` that are read now."""
+
+    tokens: int = SEQUENCE_LENGTH
+    past: int = 0
+
+
+def random_inputs(
+    proto: ModelProto, seed: int, lengths: Lengths = Lengths()
+) -> dict[str, NDArray[Any]]:
+    """Deterministic random inputs: token ids within the vocabulary, masks of ones.
 
     Floats are standard normal. Raises VerificationError for a type that cannot be guessed.
     """
     generator = np.random.default_rng(seed)
     vocabulary = _vocabulary_sizes(proto)
-    lengths = _cache_lengths(proto)
+    axes = _Axes(lengths, _cache_lengths(proto))
     return {
-        value.name: _random(value, vocabulary.get(value.name), lengths, generator)
+        value.name: _random(value, vocabulary.get(value.name), axes, generator)
         for value in graph_inputs(proto)
     }
 
 
 def guessed_axes(proto: ModelProto) -> tuple[str, ...]:
     """Axes of inputs that `random_inputs` takes to be 1 without a sign that they may be."""
-    lengths = _cache_lengths(proto)
+    axes = _Axes(Lengths(), _cache_lengths(proto))
     return tuple(
         f"axis {axis} ({dim.dim_param or 'unnamed'}) of input {value.name!r}"
         for value in graph_inputs(proto)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
-        if _told_length(dim, lengths) is None and "batch" not in dim.dim_param.lower()
+        if axes.length(dim) is None and "batch" not in dim.dim_param.lower()
     )
 
 
@@ -103,11 +114,11 @@ def graph_inputs(proto: ModelProto) -> list[Any]:
 def _random(
     value: Any,
     vocabulary: int | None,
-    lengths: Mapping[str, int],
+    axes: _Axes,
     generator: np.random.Generator,
 ) -> NDArray[Any]:
     tensor = value.type.tensor_type
-    told = (_told_length(dim, lengths) for dim in tensor.shape.dim)
+    told = (axes.length(dim) for dim in tensor.shape.dim)
     shape = tuple(1 if length is None else length for length in told)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     name = value.name.lower()
@@ -115,7 +126,9 @@ def _random(
         if "mask" in name:
             return np.ones(shape, dtype)
         if "position" in name:
-            return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+            first = axes.lengths.past
+            positions = np.arange(first, first + shape[-1], dtype=dtype)
+            return np.broadcast_to(positions, shape).copy()
         if vocabulary is not None:
             return generator.integers(0, vocabulary, shape).astype(dtype)
         return np.zeros(shape, dtype)
@@ -130,16 +143,24 @@ def _random(
     )
 
 
-def _told_length(dim: Any, lengths: Mapping[str, int]) -> int | None:
-    """The length of an axis by its value, its name or `lengths`; None if nothing tells it."""
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    name = dim.dim_param.lower()
-    if "past" in name and "+" not in name and "total" not in name:
-        return 0
-    if any(word in name for word in ("seq", "total", "length")):
-        return SEQUENCE_LENGTH
-    return lengths.get(dim.dim_param)
+@dataclass(frozen=True)
+class _Axes:
+    """What tells the length of an axis: its value, its name, or a cache's `named` axes."""
+
+    lengths: Lengths
+    named: Mapping[str, int]
+
+    def length(self, dim: Any) -> int | None:
+        """The length of an axis, None if nothing tells it."""
+        if dim.HasField("dim_value"):
+            return int(dim.dim_value)
+        name = dim.dim_param.lower()
+        is_total = "total" in name or "+" in name
+        if "past" in name and not is_total:
+            return self.lengths.past
+        if any(word in name for word in ("seq", "total", "length")):
+            return self.lengths.tokens + (self.lengths.past if is_total else 0)
+        return self.named.get(dim.dim_param)
 
 
 def _cache_lengths(proto: ModelProto) -> dict[str, int]:

@@ -6,15 +6,25 @@ import os
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto
 
-from lora_quant.config.lora_config import read_lora_config
+from lora_quant import plugins
+from lora_quant.adapters.adapter import Adapter, load_adapter
+from lora_quant.adapters.peft_config import CONFIG_FILE
+from lora_quant.adapters.tasks import TASK_FIELD
+from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.manifest_records import PackFile, StoredFile
-from lora_quant.errors import InputMissingError, VerificationError, Where
+from lora_quant.errors import (
+    InputMissingError,
+    UnsupportedAdapterError,
+    VerificationError,
+    Where,
+)
 from lora_quant.graph.data_files import sampled_sha256, sha256_of
 
 
@@ -55,35 +65,62 @@ class Pack:
             self._check_data(data, path)
         return onnx.load(str(path), load_external_data=False), path
 
-    def adapter_file(self, adapter: str) -> Path:
-        """The weights of an adapter where they were at build time, with its configuration.
+    def adapter(self, name: str) -> Adapter:
+        """An adapter, opened where its files were at build time; they are unchanged since."""
+        records = [r for r in self.manifest.inputs if r.role == "adapter" and r.name == name]
+        files = [self._input(record, None, f"adapter {name!r}", None) for record in records]
+        weights = [file for file in files if file.suffix != ".json"]
+        if not weights:
+            raise VerificationError(
+                f"the manifest does not tell the weights of adapter {name!r}",
+                where=Where(file=self.folder, adapter=name),
+                hint="build the pack again",
+            )
+        # A configuration of another name than the usual one is what finds its weights.
+        named = [file for file in files if file.suffix == ".json" and file.name != CONFIG_FILE]
+        rules = plugins.Instances(plugins.LOWERING_RULES)
+        try:
+            return load_adapter(name, (named or weights)[0], rules, task=self._tasks().get(name))
+        except UnsupportedAdapterError as error:
+            if self._configuration is None and error.where.field == TASK_FIELD:
+                raise VerificationError(
+                    f"adapter {name!r} holds several tasks, and a pack that was built from an "
+                    "object does not tell which one it has",
+                    where=error.where,
+                    hint="build the pack from a configuration file",
+                ) from error
+            raise
 
-        Both are unchanged since.
-        """
+    def mapping(self) -> Path | None:
+        """The attach point mapping that the pack was built with."""
         for record in self.manifest.inputs:
-            if record.role == "adapter" and record.name == adapter:
-                path = self._input(record, None, f"adapter {adapter!r}", None)
-                if path.suffix == ".safetensors":
-                    return path
-        raise VerificationError(
-            f"the manifest does not tell the weights of adapter {adapter!r}",
-            where=Where(file=self.folder, adapter=adapter),
-            hint="build the pack again",
-        )
+            if record.role == "attach-points":
+                return self._input(record, None, "attach point mapping", None)
+        return None
 
     def strengths(self) -> Mapping[str, Mapping[str, float]]:
         """Use case -> adapter -> strength, from the configuration that the pack was built from.
 
         A pack that was built from an object has no such file; then the manifest's strengths stand.
         """
+        config = self._configuration
+        if config is None:
+            return {u.name: {s.adapter: s.alpha for s in u.slots} for u in self.manifest.use_cases}
+        return {
+            u.name: dict(zip(u.adapter_names, u.adapter_alphas, strict=True))
+            for u in config.use_cases
+        }
+
+    def _tasks(self) -> Mapping[str, int | None]:
+        config = self._configuration
+        return {} if config is None else {a.name: a.task_id for a in config.adapter}
+
+    @cached_property
+    def _configuration(self) -> LoraConfig | None:
         for record in self.manifest.inputs:
             if record.role == "config":
-                config = read_lora_config(self._input(record, None, "configuration", None))
-                return {
-                    u.name: dict(zip(u.adapter_names, u.adapter_alphas, strict=True))
-                    for u in config.use_cases
-                }
-        return {u.name: {s.adapter: s.alpha for s in u.slots} for u in self.manifest.use_cases}
+                return read_lora_config(self._input(record, None, "configuration", None))
+        return None
 
     def _input(self, record: StoredFile, given: Path | None, what: str, option: str | None) -> Path:
         options = f"{option} or --sources" if option else "--sources"

@@ -1,123 +1,135 @@
-"""The reference that a pack is verified against: the base graph with W + dW put in.
+"""The reference that a pack is verified against: the base graph with its weights changed.
 
-Built with onnx-graphsurgeon from the base graph and the adapters' factors; it shares no code with
-the branch builder, and knows neither slots nor padding nor alpha inputs. Every adapted weight
-becomes a graph input, so that one session serves all use cases.
+    y = g * (W (h * x) + b) + B (s * (A x)) + c  =  W' x + b + d
 
-    dW = sum over adapters of alpha_i * B_i diag(s_i) A_i         [out, in, *kernel]
+    W' = g * W * h + B diag(s) A        d = (g - 1) * b + c
+
+Built with onnx-graphsurgeon from the base graph; it shares no code with the branch builder, and
+knows neither slots nor padding nor alpha inputs. Every adapted W', every d and every replaced
+constant is a graph input, so that one session serves all use cases. A grouped convolution becomes
+one of a single group, with zeros between the groups: what LoRA adds to it reads all channels. What
+depends on the token gets nodes of its own, see lora_quant.runtime.token_paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
 
-from lora_quant.adapters.lowered import Lowered
-from lora_quant.errors import VerificationError, Where
+from lora_quant.runtime.base_view import Array, BaseView, LinearView
 from lora_quant.runtime.engine import Engine
+from lora_quant.runtime.token_paths import GATE, PathNodes, PathSpec, PathValues, no_values
 
 
-@dataclass(frozen=True)
-class Site:
-    """Output rows `[offset, offset + size)` of the weight of a node that belong to a module."""
+@dataclass(frozen=True, eq=False)
+class NodeChange:
+    """W' `[out, in, *kernel]` in one group, and d `[out]`, in the type of the node."""
 
-    module: str
-    node: str
-    offset: int
-    size: int
+    weight: Array
+    added: Array
+
+
+@dataclass(frozen=True, eq=False)
+class BaseChange:
+    """Everything that a use case changes: nodes by name, constants by name, and token paths.
+
+    `gate` `[batch, tokens]` is what gated paths are multiplied by, None for 1.
+    """
+
+    nodes: Mapping[str, NodeChange] = field(default_factory=dict)
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    paths: Mapping[PathSpec, PathValues] = field(default_factory=dict)
+    gate: NDArray[np.float32] | None = None
 
 
 class Reference:
-    """Runs the base graph with any of the sites' weights changed."""
+    """Runs the base graph with any of the nodes and constants changed."""
 
-    def __init__(self, proto: ModelProto, path: Path, nodes: frozenset[str]) -> None:
-        """`proto` is the base without external data, `nodes` those whose weights may change."""
-        import onnx_graphsurgeon as gs
-
-        folder = path.parent
-        graph = gs.import_onnx(proto)
-        by_name = {output.name: node for node in graph.nodes for output in node.outputs}
-        by_name.update((node.name, node) for node in graph.nodes if node.name)
-        self._weights: dict[str, NDArray[Any]] = {}
-        self._is_out_in: dict[str, bool] = {}
-        for name in sorted(nodes):
-            node = by_name.get(name)
-            if node is None:
-                raise VerificationError(
-                    f"the base graph has no node {name!r}",
-                    where=Where(file=path, node=name),
-                    hint="the pack was built from another base graph",
-                )
-            weight = _constant_value(node.inputs[1], folder)
-            self._is_out_in[name] = node.op == "Conv" or bool(node.attrs.get("transB", 0))
-            self._weights[name] = weight
-            variable = gs.Variable(f"{name}/weight", dtype=weight.dtype, shape=weight.shape)
-            node.inputs[1] = variable
-            graph.inputs.append(variable)
-        self._engine = Engine(gs.export_onnx(graph).SerializeToString(), folder, path)
-
-    def run(
+    def __init__(
         self,
-        inputs: Mapping[str, NDArray[Any]],
-        deltas: Mapping[str, NDArray[np.float64]],
-    ) -> dict[str, NDArray[Any]]:
-        """Outputs with `deltas` (node -> dW `[out, in, *kernel]`) added to the weights."""
-        feeds = dict(inputs)
-        for name, weight in self._weights.items():
-            delta = deltas.get(name)
-            if delta is not None:
-                oriented = delta if self._is_out_in[name] else delta.T
-                weight = (weight.astype(np.float64) + oriented).astype(weight.dtype)
-            feeds[f"{name}/weight"] = weight
+        view: BaseView,
+        nodes: Iterable[str],
+        constants: Iterable[Any] = (),
+        paths: Iterable[PathSpec] = (),
+    ) -> None:
+        """`nodes` may change, as may `constants`, tensors of `view`, whose graph is edited here."""
+        self._nodes = {name: view.linear(name) for name in sorted(set(nodes))}
+        self._paths = tuple(paths)
+        self._constants = {tensor.name: view.open_constant(tensor) for tensor in constants}
+        self._weights = {name: linear.ungrouped() for name, linear in self._nodes.items()}
+        edit = _Edit(view)
+        for name, linear in self._nodes.items():
+            edit.open_node(name, linear, [spec for spec in self._paths if spec.node == name])
+        self._engine = Engine(edit.exported(), view.path.parent, view.path)
+
+    def run(self, inputs: Mapping[str, Array], change: BaseChange) -> dict[str, Array]:
+        """Outputs with a change of the base; those of the base itself with BaseChange()."""
+        feeds = {**inputs, **self._constants, **change.constants}
+        for name, linear in self._nodes.items():
+            node = change.nodes.get(name)
+            weight = self._weights[name] if node is None else node.weight
+            if node is None and change.constants:
+                weight = linear.ungrouped(change.constants)
+            feeds[f"{name}/weight"] = weight if linear.is_out_in else weight.T
+            added = np.zeros(linear.shape[0], linear.dtype) if node is None else node.added
+            feeds[f"{name}/added"] = added.reshape(linear.value_shape)
+        for spec in self._paths:
+            linear = self._nodes[spec.node]
+            values = change.paths.get(spec) or no_values(spec, linear)
+            feeds.update(values.feeds(spec, linear.dtype))
+            if not spec.experts:
+                gate = np.ones((1, 1)) if change.gate is None else change.gate
+                feeds[GATE.format(linear.dtype)] = gate[:, :, None].astype(linear.dtype)
         return self._engine.run(feeds)
 
-    def out_features(self, node: str) -> int:
-        """Rows of the weight of a node in `[out, in]` orientation."""
-        return int(self._weights[node].shape[0 if self._is_out_in[node] else 1])
-
-    def in_shape(self, node: str) -> tuple[int, ...]:
-        """`(in, *kernel)` of the weight of a node."""
-        shape = self._weights[node].shape
-        return tuple(shape[1:]) if self._is_out_in[node] else (int(shape[0]),)
+    @property
+    def unit(self) -> float:
+        """The largest unit roundoff among the types of what may change."""
+        types = [linear.dtype for linear in self._nodes.values()]
+        types += [value.dtype for value in self._constants.values()]
+        return max((float(np.finfo(one).eps) / 2 for one in types), default=2.0**-24)
 
 
-def add_delta(
-    deltas: dict[str, NDArray[np.float64]],
-    site: Site,
-    reference: Reference,
-    lowered: Lowered,
-    alpha: float,
-) -> None:
-    """Add alpha * B diag(s) A of one module to the delta of its node."""
-    shape = (reference.out_features(site.node), *reference.in_shape(site.node))
-    delta = deltas.setdefault(site.node, np.zeros(shape))
-    scaled = lowered.B.astype(np.float64) * (alpha * lowered.s)
-    rows = slice(site.offset, site.offset + site.size)
-    product = scaled @ lowered.A.reshape(lowered.rank, -1).astype(np.float64)
-    delta[rows] += product.reshape(delta[rows].shape)
+class _Edit:
+    """The edits of one graph."""
 
+    def __init__(self, view: BaseView) -> None:
+        import onnx_graphsurgeon as gs
 
-def _constant_value(tensor: Any, folder: Path) -> NDArray[Any]:
-    """Evaluate the constant that a weight input reads, through Transpose, Identity and Cast."""
-    if hasattr(tensor, "_values"):
-        values = tensor._values
-        stored = getattr(values, "tensor", None)
-        if stored is None:
-            return np.asarray(tensor.values)
-        return np.asarray(numpy_helper.to_array(stored, base_dir=str(folder)))
-    producer = tensor.inputs[0]
-    if producer.op == "Constant":
-        return _constant_value(producer.attrs["value"], folder)
-    value = _constant_value(producer.inputs[0], folder)
-    if producer.op == "Transpose":
-        return value.transpose(producer.attrs.get("perm"))
-    if producer.op == "Cast":
-        return value.astype(onnx.helper.tensor_dtype_to_np_dtype(int(producer.attrs["to"])))
-    return value
+        self._gs = gs
+        self._graph = view.graph
+        self._paths = PathNodes(view.graph)
+
+    def open_node(self, name: str, linear: LinearView, paths: Iterable[PathSpec]) -> None:
+        """Read the weight from an input, and add d and the paths to the product."""
+        node, shape = linear.node, linear.shape
+        if linear.groups > 1:
+            shape = (shape[0], shape[1] * linear.groups, *shape[2:])
+            node.attrs["group"] = 1
+        stored = shape if linear.is_out_in else shape[::-1]
+        added = [self._input(f"{name}/added", linear, linear.value_shape)]
+        added += [self._paths.add(spec, linear) for spec in paths]
+        node.inputs[linear.position] = self._input(f"{name}/weight", linear, stored)
+        result, total = node.outputs[0], self._gs.Variable(f"{name}/product", linear.dtype)
+        node.outputs[0] = total
+        for number, tensor in enumerate(added, start=1):
+            is_last = number == len(added)
+            next_total = result if is_last else self._gs.Variable(f"{name}/{number}", linear.dtype)
+            add = self._gs.Node("Add", f"{name}/Add{number}", inputs=[total, tensor])
+            add.outputs.append(next_total)
+            self._graph.nodes.append(add)
+            total = next_total
+
+    def exported(self) -> bytes:
+        """The graph, its nodes in order."""
+        self._graph.toposort()
+        return bytes(self._gs.export_onnx(self._graph).SerializeToString())
+
+    def _input(self, name: str, linear: LinearView, shape: tuple[int, ...]) -> Any:
+        variable = self._gs.Variable(name, dtype=linear.dtype, shape=shape)
+        self._graph.inputs.append(variable)
+        return variable

@@ -13,6 +13,8 @@ from lora_quant.validation.kinds import Kind
 from lora_quant.validation.pack_files import check_files
 from lora_quant.validation.pack_graph import check_graph
 from lora_quant.validation.pack_lists import check_tensor_names, check_updatable
+from lora_quant.validation.pack_prompts import check_prompt_files
+from lora_quant.validation.pack_records import check_merged_files, check_records
 from lora_quant.validation.pack_use_cases import check_use_case_config, check_use_case_files
 from lora_quant.validation.pack_view import PackView
 from lora_quant.validation.pack_weights import check_weights
@@ -52,12 +54,15 @@ def check_pack(
     )
     return (
         *findings,
+        *check_records(view),
         *(f for target in view.manifest.targets for f in _check_target(view, target)),
     )
 
 
 def _check_target(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     yield from check_use_case_files(view, target)
+    yield from check_merged_files(view, target)
+    yield from check_prompt_files(view, target)
     names_files = list(view.files(target, "lora-tensor-names"))
     waiting = {
         PurePosixPath(file.path).name: view.locate(file.path).name

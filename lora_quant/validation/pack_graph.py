@@ -1,9 +1,11 @@
-"""The graph of a pack: onnx.checker, its external data, and the tensors that packs replace."""
+"""The graph of a pack: onnx.checker, its external data, and what the manifest says that it has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import PackFile
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
@@ -31,15 +33,79 @@ def check_graph(
         return
     if weights_are_initializers:
         yield from _weights(view, file, model)
-    alpha = view.manifest.alpha
-    inputs = [value.name for value in model.proto.graph.input]
-    if alpha is not None and alpha.tensor not in inputs:
-        yield view.error(
-            "graph-alpha",
-            f"the graph has no input {alpha.tensor!r} for the strengths; it has {some(inputs)}",
-            file.path,
-            tensor=alpha.tensor,
-        )
+    yield from _inputs(view, file, model)
+    yield from _activations(view, file, model)
+
+
+def _inputs(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Finding]:
+    """The inputs for strengths, gates and soft prompts, with the sizes that are recorded."""
+    inputs = {value.name: _sizes(value) for value in model.proto.graph.input}
+    for what, rule, name, expected in _wanted_inputs(view.manifest):
+        if name not in inputs:
+            message = f"the graph has no input {name!r} for {what}; it has {some(list(inputs))}"
+        elif not _fits(inputs[name], expected):
+            sizes = ["any" if size is None else size for size in expected]
+            message = f"the input for {what} has the sizes {inputs[name]}, expected {sizes}"
+        else:
+            continue
+        yield view.error(rule, message, file.path, tensor=name)
+
+
+def _wanted_inputs(manifest: Manifest) -> Iterator[tuple[str, str, str, tuple[int | None, ...]]]:
+    """What an input is for, the rule that asks for it, its name, and its sizes (None for any)."""
+    alpha = manifest.alpha
+    if alpha is not None:
+        yield "the strengths", "graph-alpha", alpha.tensor, alpha.shape
+        if alpha.gate is not None:
+            yield "the gates", "graph-gate", alpha.gate, (None, None, *alpha.shape)
+    for use_case in manifest.use_cases:
+        prompt = use_case.prompt
+        if prompt is None:
+            continue
+        what = f"the soft prompt of {use_case.name!r}"
+        for name in prompt.inputs:
+            sizes = (None, None, *prompt.shape[1:])
+            if prompt.form == "past_key_values":
+                sizes = (None, *prompt.shape[1:2], None, *prompt.shape[3:])
+            yield what, "graph-prompt", name, sizes
+
+
+def _sizes(value: Any) -> list[int | str]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "any"
+        for dim in value.type.tensor_type.shape.dim
+    ]
+
+
+def _fits(sizes: list[int | str], expected: tuple[int | None, ...]) -> bool:
+    """Whether sizes are those expected, as far as both are numbers."""
+    return len(sizes) == len(expected) and all(
+        wanted is None or isinstance(size, str) or size == wanted
+        for size, wanted in zip(sizes, expected, strict=True)
+    )
+
+
+def _activations(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Finding]:
+    """What branches and vectors are said to give, the graph has."""
+    graph = model.proto.graph
+    known = {value.name for value in graph.input}
+    known.update(name for node in graph.node for name in node.output)
+    for point in view.manifest.attach_points:
+        named = [vector.output for vector in point.vectors]
+        if point.tensors is not None:
+            branch = point.tensors
+            named += [branch.x, branch.h, branch.a, branch.m, branch.l, branch.y]
+            named += branch.relayouts
+        for name in named:
+            if name not in known:
+                yield view.error(
+                    "graph-activations",
+                    f"the graph has no tensor of this name, which attach point {point.name!r} "
+                    "names",
+                    file.path,
+                    hint="graph and manifest come from different builds",
+                    tensor=name,
+                )
 
 
 def _weights(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Finding]:

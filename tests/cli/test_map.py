@@ -26,8 +26,8 @@ def test_existing_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert "hint:  add --force to replace it" in error
     assert path.read_text() == "mine"
     assert run(["map", GRAPH, "-o", str(path), "--force"]) == 0
-    assert len(json.loads(path.read_text())) == 15
-    assert capfd.readouterr().err == f"15 modules -> {path}\n"
+    assert len(json.loads(path.read_text())) == 16  # 15 linear layers, one embedding
+    assert capfd.readouterr().err == f"16 modules -> {path}\n"
 
 
 def test_missing_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -277,6 +277,11 @@ def test_options_derive_from_the_dataclass() -> None:
         "--rank-multiple",
         "--fixed-conflict",
         "--encodings-version",
+        "--stacking",
+        "--merge",
+        "--approximate",
+        "--approximate-rank",
+        "--max-error",
         "--check-stages",
         "--json",
     ]

@@ -20,7 +20,8 @@ from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, InputMissingError, LoraQuantError, VerificationError
 from lora_quant.runtime.inputs import guessed_axes, random_inputs
-from lora_quant.runtime.verify import DEFAULT_TOLERANCE, Verification, verify
+from lora_quant.runtime.verification import Verification
+from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify
 from tests.adapters.builders import pair, write
 from tests.builders import GraphBuilder, Shape, attention
 from tests.conftest import Packs

@@ -205,7 +205,12 @@ def test_weights_with_one_tensor_too_few_and_one_too_many(pack: Path) -> None:
 def test_tensor_renamed_in_the_manifest(pack: Path) -> None:
     edit_manifest(pack, lambda m: m["tensors"][0].update(name="renamed"))
     findings = check_quickly(pack)
-    assert rules(findings) == ["pack/graph-tensors", "pack/tensor-names", "pack/weights-tensors"]
+    assert rules(findings) == [
+        "pack/graph-tensors",
+        "pack/tensor-names",
+        "pack/tensor-roles",
+        "pack/weights-tensors",
+    ]
     assert one(findings, "pack/graph-tensors").where.tensor == "renamed"
     assert {f.where.use_case for f in findings if f.rule == "pack/weights-tensors"} == {
         "base",
