@@ -12,7 +12,7 @@ from lora_quant.cli.typed_paths import is_there, require_typed
 from lora_quant.errors import InputMissingError, Where
 
 
-@click.command("verify", short_help="Run a pack against the base graph with W + dW.")
+@click.command("verify", short_help="Run a pack against the base graph that its adapters change.")
 @click.argument("pack", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--inputs",

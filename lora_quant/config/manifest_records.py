@@ -105,6 +105,9 @@ class AdapterRecord(ConfigModel):
     name: PlainName
     kind: str = Field(description="Kind of the adapter, such as LORA.", min_length=1)
     format: str = Field(default="peft", description="What its files were written by.", min_length=1)
+    task_id: Count | None = Field(
+        default=None, description="The task, of a kind that was trained for several."
+    )
     max_error: float | None = Field(
         default=None,
         ge=0,

@@ -87,7 +87,7 @@ class BaseReader:
         listed = list(read_attach_map(self.mapping))
         names = NameTable(listed)
         own: dict[str, str] = {}
-        for module in self.sites:
+        for module in self.adapter.shapes:
             found = names.find(module)
             if len(found) != 1:
                 raise VerificationError(

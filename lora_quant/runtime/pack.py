@@ -15,13 +15,11 @@ from onnx import ModelProto
 from lora_quant import plugins
 from lora_quant.adapters.adapter import Adapter, load_adapter
 from lora_quant.adapters.peft_config import CONFIG_FILE
-from lora_quant.adapters.tasks import TASK_FIELD
 from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.manifest_records import PackFile, StoredFile
 from lora_quant.errors import (
     InputMissingError,
-    UnsupportedAdapterError,
     VerificationError,
     Where,
 )
@@ -79,17 +77,8 @@ class Pack:
         # A configuration of another name than the usual one is what finds its weights.
         named = [file for file in files if file.suffix == ".json" and file.name != CONFIG_FILE]
         rules = plugins.Instances(plugins.LOWERING_RULES)
-        try:
-            return load_adapter(name, (named or weights)[0], rules, task=self._tasks().get(name))
-        except UnsupportedAdapterError as error:
-            if self._configuration is None and error.where.field == TASK_FIELD:
-                raise VerificationError(
-                    f"adapter {name!r} holds several tasks, and a pack that was built from an "
-                    "object does not tell which one it has",
-                    where=error.where,
-                    hint="build the pack from a configuration file",
-                ) from error
-            raise
+        task = next((a.task_id for a in self.manifest.adapters if a.name == name), None)
+        return load_adapter(name, (named or weights)[0], rules, task=task)
 
     def mapping(self) -> Path | None:
         """The attach point mapping that the pack was built with."""
@@ -110,10 +99,6 @@ class Pack:
             u.name: dict(zip(u.adapter_names, u.adapter_alphas, strict=True))
             for u in config.use_cases
         }
-
-    def _tasks(self) -> Mapping[str, int | None]:
-        config = self._configuration
-        return {} if config is None else {a.name: a.task_id for a in config.adapter}
 
     @cached_property
     def _configuration(self) -> LoraConfig | None:

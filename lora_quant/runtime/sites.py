@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.adapters.adapter import Adapter
+from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.config.manifest import Manifest
 from lora_quant.errors import VerificationError, Where
@@ -46,7 +47,7 @@ Sites = Mapping[str, Mapping[str, Site]]
 def find_sites(
     manifest: Manifest, adapters: Mapping[str, Adapter], base: Path, mapping: Path | None
 ) -> Sites:
-    """The site of every module of every adapter.
+    """The site of every module that an adapter changes.
 
     Raises VerificationError for a module that the pack has no place for, and AttachPointError for
     one that the base graph of a merged pack does not have.
@@ -62,10 +63,16 @@ def find_sites(
     return {
         adapter.name: {
             module: listed[_only(names.find(module), adapter.name, module)]
-            for module in adapter.shapes
+            for module, shape in adapter.shapes.items()
+            if _changes(shape)
         }
         for adapter in adapters.values()
     }
+
+
+def _changes(shape: ModuleShape) -> bool:
+    """Whether the module is changed at all: training may have left it without any rank."""
+    return shape.rank > 0 or shape.dense or bool(shape.vectors)
 
 
 def _only(found: tuple[str, ...], adapter: str, module: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_quant import __version__
 from lora_quant.adapters.adapter import Adapter
+from lora_quant.adapters.tasks import TASK_FIELD
 from lora_quant.config.finding_records import FindingRecord, portable_relative
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import (
@@ -60,6 +61,7 @@ def build_manifest(
                 name=a.name,
                 kind=a.checkpoint.config.peft_type,
                 format=a.checkpoint.format,
+                task_id=a.checkpoint.config.fields.get(TASK_FIELD),
                 max_error=a.max_error,
                 rank=a.rank,
                 scale=a.scale,

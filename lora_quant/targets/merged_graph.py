@@ -17,6 +17,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merged_values import MergedValues
 from lora_quant.passes.replacements import replaced_values
 from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.targets.prompt_file import write_prompt
 
 MODEL = "model.onnx"
 
@@ -41,6 +42,7 @@ def write_merged_graph(compilation: Compilation, folder: PackFolder, target: str
     )
     with folder.create(f"{target}/{MODEL}", "graph") as sink:
         sink.write(data)
+    write_prompt(compilation, folder, target, name)
 
 
 def _replaced(compilation: Compilation) -> Mapping[str, Callable[[], NDArray[np.generic]]]:

@@ -42,6 +42,7 @@ from lora_quant.targets.pack_folder import (
     PackFolder,
     neighbour_stem,
 )
+from lora_quant.targets.prompt_file import write_prompt
 from lora_quant.targets.safetensors_writer import write_safetensors
 
 MODEL = "model.onnx"
@@ -52,7 +53,6 @@ IMPORTER_CONFIG = "lora_importer_config.yaml"
 WEIGHTS = "lora_weights.safetensors"
 OVERRIDES = "quant_overrides.json"
 UPDATABLE = "quant_updatable_tensors.txt"
-PROMPT = "prompt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class QairtTarget:
         folder.write_text(
             f"{place}/{UPDATABLE}", "quant-updatable-tensors", _lines(sorted(updatable)), name
         )
-        _write_prompt(compilation, folder, f"{place}/{PROMPT}", name)
+        write_prompt(compilation, folder, self.name, name)
         return findings
 
     def _importer_item(self, name: str, model: str, has_encodings: bool) -> UseCaseOutputConfig:
@@ -161,18 +161,6 @@ def _weights(
         if ranges is not None:
             ranges.take(record.name, values)
         yield record.name, values
-
-
-def _write_prompt(compilation: Compilation, folder: PackFolder, path: str, use_case: str) -> None:
-    """One tensor, `prefix_embeds` or `past_key_values`, float32, if the use case has a prompt."""
-    for slot in compilation.having("slots").use_cases[use_case]:
-        inputs = compilation.prompts.get(slot.adapter)
-        if inputs is None:
-            continue
-        record = TensorRecord(inputs.shape.form, inputs.shape.shape, "float32")
-        values = compilation.having("adapters")[slot.adapter].prompt()
-        with folder.create(path, "prompt", use_case) as sink:
-            write_safetensors(sink, (record,), [(record.name, values)])
 
 
 def _write_encodings(file: EncodingFile, sink: HashingWriter) -> None:

@@ -323,8 +323,8 @@ def test_a_terminal_shows_progress(sample: Path) -> None:
     process.stdout.close()
     assert process.wait() == 0
     assert b"done" in shown  # the last state is always drawn
-    assert b"8/8" in shown
-    assert b"8/8" not in out
+    assert b"9/9" in shown
+    assert b"9/9" not in out
 
 
 def test_a_reader_that_goes_away(sample: Path) -> None:

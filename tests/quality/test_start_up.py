@@ -28,6 +28,10 @@ CASES = {
     "--help": "from lora_quant.cli.main import run; assert run(['--help']) == 0",
     "--version": "from lora_quant.cli.main import run; assert run(['--version']) == 0",
     "build --help": "from lora_quant.cli.main import run; assert run(['build', '--help']) == 0",
+    "inspect --help": (
+        "from lora_quant.cli.main import run; assert run(['inspect', '--help']) == 0"
+    ),
+    "lower --help": "from lora_quant.cli.main import run; assert run(['lower', '--help']) == 0",
     "map --help": "from lora_quant.cli.main import run; assert run(['map', '--help']) == 0",
     "verify --help": "from lora_quant.cli.main import run; assert run(['verify', '--help']) == 0",
     "validate --help": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,7 +77,7 @@ def test_a_module_of_another_adapter_is_refused() -> None:
         reader("lora_plain").sizes("elsewhere")
 
 
-def gemm(folder: Path, **attributes: float) -> BaseReader:
+def gemm(folder: Path, **attributes: Any) -> BaseReader:
     graph = GraphBuilder()
     x = graph.input("x", ("N", 4))
     inputs = [x, graph.weight("w", 4, 3), graph.weight("c", 3)]

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
+from safetensors.numpy import save_file
 
+from lora_quant.api import build
 from lora_quant.cli.render_verification import show_verification
+from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import VerificationError, Where
 from lora_quant.runtime.parameter_places import ParameterPlaces
 from lora_quant.runtime.verify import verify
-from tests.runtime.kinds import Tensors, edit_weights, effect, failed, pack_of
+from tests.builders import attention
+from tests.runtime.kinds import CASES, KINDS, Tensors, edit_weights, effect, failed, pack_of
 from tests.validation.packs import edit_manifest, rehash
 
 APPROXIMATE = BuildOptions(approximate=True, approximate_rank=6, max_error=0.9)
@@ -52,6 +57,7 @@ SWITCHED = {
     "rows of tables that are tied": "trainable_tokens_tied",
     "a task": "poly_task2",
     "a router": "lily",
+    "a module without any rank": "adalora_trained",
     "gates": "lora_alora",
 }
 
@@ -266,15 +272,12 @@ def test_what_cannot_be_verified_is_named_and_counts_as_failed(
     assert "verification failed" in printed
 
 
-def test_the_task_of_a_pack_from_an_object_is_not_known(tmp_path: Path) -> None:
-    from lora_quant.api import build
-    from lora_quant.config.lora_config import read_lora_config
-
+def test_a_pack_tells_the_task_of_its_adapters(tmp_path: Path) -> None:
     pack_of(tmp_path, ["poly_task2"])
     config = read_lora_config(tmp_path / "lora_config.yaml")
-    with pytest.raises(VerificationError, match="holds several tasks") as caught:
-        verify(build(config, tmp_path / "other").output)
-    assert caught.value.hint == "build the pack from a configuration file"
+    result = build(config, tmp_path / "other")
+    assert [a.task_id for a in result.manifest.adapters] == [2]
+    assert verify(result.output).ok
 
 
 def test_gates_in_the_layout_of_ranks(tmp_path: Path) -> None:
@@ -294,12 +297,40 @@ def test_a_gated_adapter_beside_one_that_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["lora_dora", "ia3_feedforward", "lily", "lora_alora"])
 def test_opsets_that_give_axes_as_inputs(case: str, tmp_path: Path) -> None:
-    from onnx import version_converter
-
-    from tests.runtime.kinds import CASES, KINDS
-
     original = onnx.load(str(KINDS / "bases" / CASES[case]["base"] / "model.onnx"))
-    onnx.save(version_converter.convert_version(original, 18), str(tmp_path / "model.onnx"))
+    onnx.save(onnx.version_converter.convert_version(original, 18), str(tmp_path / "model.onnx"))
     result = verify(pack_of(tmp_path, [case], graph=tmp_path / "model.onnx"))
     assert result.ok
     assert effect(result) > 1e-2
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_vectors_of_the_parts_of_a_fused_projection(external: bool, tmp_path: Path) -> None:
+    """q and v of one qkv node have vectors of their own; k has none."""
+    attention(style="packed").save(tmp_path / "model.onnx", external=external)
+    path = "model.layers.0.attn"
+    rng = np.random.default_rng(3)
+    values = {
+        f"base_model.model.{path}.{leaf}.ia3_l": rng.normal(size=(size, 1)).astype(np.float32)
+        for leaf, size in (("q_proj", 8), ("k_proj", 4), ("v_proj", 4))
+    }
+    folder = tmp_path / "scaled"
+    folder.mkdir()
+    save_file(values, folder / "adapter_model.safetensors")
+    fields = {"peft_type": "IA3", "feedforward_modules": [], "fan_in_fan_out": False}
+    fields["target_modules"] = ["q_proj", "k_proj", "v_proj"]
+    (folder / "adapter_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    config = tmp_path / "lora_config.yaml"
+    config.write_text(
+        "adapter: [{name: scaled, lora_config: scaled}]\n"
+        "use-case:\n"
+        "- {name: it, adapter_names: [scaled], adapter_alphas: [1.0], model_name: model.onnx}\n",
+        encoding="utf-8",
+    )
+    pack = build(config, tmp_path / "pack").output
+    result = verify(pack)
+    assert result.ok
+    assert result.base_exact
+    assert effect(result) > 1e-2
+    edit_weights(pack, lambda t: t.update({k: np.roll(v, 4) for k, v in t.items()}))
+    assert failed(verify(pack)) == {"it"}
