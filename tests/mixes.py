@@ -32,11 +32,13 @@ def mixed(
     *,
     paths: Mapping[str, Path] | None = None,
     tasks: Mapping[str, int] | None = None,
+    mapping: Path | None = None,
     **options: Any,
 ) -> BuildResult:
     """Build use cases of adapters with strengths, and one named `base` without any.
 
-    An adapter is a folder of the kinds' fixtures unless `paths` says where it is.
+    An adapter is a folder of the kinds' fixtures unless `paths` says where it is. `mapping` is an
+    attach point mapping.
     """
     places = dict(paths or {})
     used = dict.fromkeys(name for adapters in use_cases.values() for name in adapters)
@@ -57,7 +59,10 @@ def mixed(
         }
         for name, mix in {"base": {}, **use_cases}.items()
     ]
-    config = LoraConfig.model_validate({"adapter": adapters, "use-case": items})
+    document: dict[str, Any] = {"adapter": adapters, "use-case": items}
+    if mapping is not None:
+        document["attach_point_onnx_mapping"] = str(mapping)
+    config = LoraConfig.model_validate(document)
     return build(config, output, BuildOptions(**options))
 
 

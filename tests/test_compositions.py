@@ -95,7 +95,7 @@ def test_the_other_order_is_another_model(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*SUMS, *IN_ORDER, *DENSE_SUMS])
 def test_a_use_case_that_is_merged_is_pefts_stacked_model(name: str, tmp_path: Path) -> None:
     inputs, theirs = oracle(name)
-    options = {"stacking": "in-order"} if name in IN_ORDER else {}
+    options: dict[str, Any] = {"stacking": "in-order"} if name in IN_ORDER else {}
     graph = graph_of(CASES[name]["base"])
     result = mixed(tmp_path / "pack", graph, {"it": use_case(name)}, merge="it", **options)
     assert is_peft(merged_outputs(result, inputs), theirs)
@@ -134,7 +134,7 @@ def test_kinds_that_do_not_add_up_in_peft_are_alone_on_a_module(
     with pytest.raises(
         UnsupportedAdapterError,
         match=rf"adapters '{first}' and '{second}' meet on one module, and '\w+' is of kind "
-        r"(BOFT|GLORA|HRA|OFT|ROAD), whose update is not one that others can be added to",
+        r"(BOFT|GLORA|HRA|OFT|ROAD), in a form whose update is not one that others can be added to",
     ) as caught:
         mixed(tmp_path / "pack", graph, given, merge="it", stacking=stacking)
     assert caught.value.where.use_case == "it"

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from lora_quant.api import BuildResult
 from lora_quant.errors import GraphError, LoraQuantError, UnsupportedAdapterError
 from tests.builders import GraphBuilder
-from tests.mixes import KINDS, graph_of, mixed, outputs, use_case_of
+from tests.mixes import KINDS, graph_of, merged_outputs, mixed, outputs, use_case_of
 from tests.run_graph import largest
 
 Array = NDArray[Any]
@@ -157,6 +157,16 @@ def test_a_prefix_beside_low_rank_changes_neither(tmp_path: Path) -> None:
     assert is_peft(outputs(result, "both", empty), lora["logits"])
     feeds = after_keys(prompt_of(result, "both")["past_key_values"], prefix["input_ids"])
     np.testing.assert_array_equal(outputs(result, "both", feeds), outputs(result, "lora", feeds))
+
+
+def test_a_use_case_that_is_merged_keeps_its_prompt(tmp_path: Path) -> None:
+    given = {"it": {"prompt_tuning": 1.0, "lora_plain": 1.0}}
+    result = mixed(tmp_path / "pack", EMBEDS, given, merge="it")
+    rows = expected_of("prompt_tuning")["prefix_embeds"]
+    np.testing.assert_array_equal(prompt_of(result)["prefix_embeds"], rows)
+    lora = expected_of("lora_plain")
+    tokens = {"inputs_embeds": embedded(lora["input_ids"])}
+    assert is_peft(merged_outputs(result, tokens), lora["logits"])
 
 
 def test_every_use_case_has_the_prompt_of_its_own_adapter(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class KindRule(ABC):
     the whole model. `rank_field`, `alpha_field`: fields of the configuration with PEFT's default,
     None for a kind without one. `patterns`: whether rank_pattern and alpha_pattern apply. `used`:
     other fields that the rule reads; `neutral`: fields that change nothing; `refused`: fields that
-    it refuses when they are set. `form` and `rank` are for the table of kinds (see
+    it refuses when they are set. `adds_up`: whether updates of this kind can be added to others, as
+    in ModuleShape. `form` and `rank` are for the table of kinds (see
     lora_quant.adapters.table): the formula, where the docstring's first line is not one, and the
     rank in terms of the configuration.
     """
@@ -55,6 +56,7 @@ class KindRule(ABC):
     used: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[frozenset[str]] = frozenset()
     refused: ClassVar[Mapping[str, Refusal]] = MappingProxyType({})
+    adds_up: ClassVar[bool] = True
 
     @abstractmethod
     def shape(self, headers: Headers) -> ModuleShape:
@@ -91,7 +93,8 @@ class KindRule(ABC):
             headers = Headers(module, names, keys.shared, source, config, rank, alpha, scale)
             for shape in self.shapes(headers):
                 tensors = shape.tensors or {**keys.shared, **names}
-                shapes[shape.module] = replace(shape, tensors=tensors)
+                adds_up = self.adds_up and shape.adds_up
+                shapes[shape.module] = replace(shape, tensors=tensors, adds_up=adds_up)
         parameters = self.parameters(keys, checkpoint, shapes)
         noticed = self.notices(checkpoint, shapes)
         return Description(

@@ -41,7 +41,9 @@ class ModuleShape:
     lora_alpha / rank, or lora_alpha / sqrt(rank) with rsLoRA). `tensors`: parameter, such as
     `lora_A.weight`, -> name in the file, those that all modules share included. `vectors` tells
     which of g, h and c there are. `gated`: s is multiplied by a gate per token that the application
-    feeds. `experts`: the ranks are weighed by a router over that many experts.
+    feeds. `experts`: the ranks are weighed by a router over that many experts. `adds_up` is False
+    where training took the module as it was, so that no other adapter's update can be added to it
+    (rotations of W, parts that are taken away from W).
     """
 
     module: str
@@ -58,6 +60,7 @@ class ModuleShape:
     dense: bool = False
     gated: bool = False
     experts: int = 0
+    adds_up: bool = True
 
 
 @dataclass(frozen=True, eq=False)

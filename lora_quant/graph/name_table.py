@@ -70,9 +70,12 @@ class NameTable:
         return ()
 
     def _find_joined(self, module: str) -> tuple[str, ...]:
-        """The paths whose levels a name without dots can join."""
-        if "." in module or "_" not in module:
+        """The paths whose levels the last level of a name can join."""
+        *before, joined = module.split(".")
+        if "_" not in joined:
             return ()
+        if before:
+            return self._joined_below(before, joined)
         found = self._joined.get(module, [])
         whole = tuple(path for path, rest in found if not rest)
         if found:
@@ -83,6 +86,17 @@ class NameTable:
                 if longest := tuple(paths):
                     return longest
         return ()
+
+    def _joined_below(self, before: list[str], joined: str) -> tuple[str, ...]:
+        """Of a component and joined levels (`unet.down_blocks_0_to_q`), as kohya's files have it.
+
+        Levels without a number are not joined: `x.out_proj` is not `x.out.proj`.
+        """
+        if _has_number(before) or not _has_number(joined.split("_")):
+            return ()
+        found = [(p, rest) for p, rest in self._joined.get(joined, ()) if _nested(before, rest)]
+        whole = tuple(path for path, rest in found if rest == before or not rest)
+        return whole or tuple(path for path, _ in found)
 
     def _matches(self, rest: list[str], suffix: list[str]) -> tuple[str, ...]:
         found = [
@@ -97,7 +111,7 @@ class NameTable:
 
 def same_module(one: str, other: str) -> bool:
     """Whether two paths can name one module."""
-    return one == other or bool(NameTable([one]).find(other))
+    return one == other or any(NameTable([a]).find(b) for a, b in ((one, other), (other, one)))
 
 
 def flat_name(node_name: str) -> str | None:

@@ -8,9 +8,9 @@ other, as PEFT does with its active adapters. That is only done when the order i
 
     first 1, then 2:   g = g2 g1   B = [g2 B1, B2]   c = g2 c1 + c2   h = h2 h1
 
-Kinds that rotate the weight, and GLORA, do not follow that rule: PEFT (0.21.2) multiplies rotations
-with each other and with what was there before, and adds up the scales of GLORA. They are alone on
-their modules.
+Some kinds do not follow that rule: rotations of the weight multiply each other and what was there
+before, and starts that take a part of the weight away take it from what the first one left. They
+are alone on their modules: see ModuleShape.adds_up.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
 from lora_quant.graph.attach import Resolution
 from lora_quant.graph.name_table import same_module
 from lora_quant.passes.compilation import Compilation
-
-_ALONE = frozenset({"BOFT", "GLORA", "HRA", "OFT", "ROAD"})
-_BLOCKS = frozenset({"BONE", "MISS"})  # those only in the variant "bat" of `init_weights`
 
 
 def check_stacking(compilation: Compilation) -> None:
@@ -109,23 +106,17 @@ def _check_modules(
 def _check_alone(
     compilation: Compilation, use_case: UseCaseInputConfig, group: list[tuple[Adapter, str]]
 ) -> None:
-    kinds = {adapter.name: _alone(adapter) for adapter, _ in group}
-    name = next((name for name, kind in kinds.items() if kind is not None), None)
-    if len(group) == 1 or name is None:
+    alone = [adapter for adapter, module in group if not adapter.shapes[module].adds_up]
+    if len(group) == 1 or not alone:
         return
+    names = " and ".join(repr(adapter.name) for adapter, _ in group)
     raise UnsupportedAdapterError(
-        f"adapters {' and '.join(map(repr, kinds))} meet on one module, and {name!r} is of kind "
-        f"{kinds[name]}, whose update is not one that others can be added to",
+        f"adapters {names} meet on one module, and {alone[0].name!r} is of kind "
+        f"{alone[0].checkpoint.config.peft_type}, in a form whose update is not one that others "
+        "can be added to",
         where=Where(file=compilation.config_file, use_case=use_case.name, module=group[0][1]),
         hint="use them in separate use cases",
     )
-
-
-def _alone(adapter: Adapter) -> str | None:
-    """The kind of an adapter that shares no module with another one, None if it may."""
-    config = adapter.checkpoint.config
-    is_bat = config.peft_type in _BLOCKS and config.fields.get("init_weights") == "bat"
-    return config.peft_type if config.peft_type in _ALONE or is_bat else None
 
 
 def _check_routers(

@@ -53,7 +53,11 @@ def oracle(case: str) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def approximated(folder: Path, case: str, rank: int, limit: float) -> BuildResult:
-    options = {"approximate": True, "approximate_rank": rank, "max_error": limit}
+    options: dict[str, Any] = {
+        "approximate": True,
+        "approximate_rank": rank,
+        "max_error": limit,
+    }
     graph = graph_of(CASES[case]["base"])
     return mixed(folder / "pack", graph, {"it": {case: 1.0}}, **options)
 
@@ -91,12 +95,13 @@ def test_findings_tell_the_error_of_every_layer(tmp_path: Path) -> None:
     deltas = {key.partition(":")[2]: v for key, v in expected.items() if key[:6] == "delta:"}
     assert set(found) == set(deltas)
     worst = 0.0
-    for module, finding in found.items():
-        error = singular_error(deltas[module], rank)
+    for module, delta in deltas.items():
+        finding = found[module]
+        error = singular_error(delta, rank)
         worst = max(worst, error)
         assert finding.severity is Severity.WARNING
         match = re.fullmatch(
-            rf"module '{re.escape(module or '')}' is approximated by rank 4, with a relative "
+            rf"module '{re.escape(module)}' is approximated by rank 4, with a relative "
             r"Frobenius error of (0\.\d+)",
             finding.message,
         )
@@ -165,7 +170,7 @@ def test_the_error_is_compared_with_the_limit_and_not_beside_it(tmp_path: Path) 
 
 
 def test_an_exact_adapter_beside_an_approximated_one_stays_exact(tmp_path: Path) -> None:
-    options = {"approximate": True, "approximate_rank": 4, "max_error": 0.9}
+    options: dict[str, Any] = {"approximate": True, "approximate_rank": 4, "max_error": 0.9}
     given = {"one": {"c3a": 1.0}, "two": {"lora_plain": 1.0}, "both": {"c3a": 0.5, "lora_plain": 1}}
     result = mixed(tmp_path / "pack", graph_of("llama"), given, **options)
     errors = {record.name: record.max_error for record in result.manifest.adapters}
@@ -334,7 +339,7 @@ def test_low_rank_within_a_grouped_weight_is_spread_over_the_groups(
     sizes = ModuleSizes(channels * groups, out, kernel, groups)
     shape = ModuleShape("fc", rank, channels, out, kernel)
     assert is_per_group(shape, sizes)
-    wide = spread(Lowered(A, B, s), sizes)
+    wide = spread(Lowered(A, B, s.astype(np.float64)), sizes)
     told = spread_shape(shape, sizes)
     assert (told.rank, told.groups, told.in_features) == (wide.rank, groups, channels * groups)
     # row o of a grouped B reads the ranks of group o // (out / groups)

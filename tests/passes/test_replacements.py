@@ -99,8 +99,9 @@ def model(dtype: str = "float32", *, tied: bool = False) -> GraphBuilder:
         flipped = graph.node("Transpose", [table], "/lm_head/Transpose", perm=[1, 0])
         x = graph.node("MatMul", [x, flipped], "/lm_head/MatMul")
     else:
-        sizes = {"in_features": DIM, "out_features": VOCABULARY}
-        x = graph.matmul("/lm_head/MatMul", x, weight=HEAD, **sizes)
+        x = graph.matmul(
+            "/lm_head/MatMul", x, in_features=DIM, out_features=VOCABULARY, weight=HEAD
+        )
     graph.output(x, ("batch", "tokens", VOCABULARY))
     return graph
 
@@ -249,7 +250,8 @@ def test_rows_are_put_into_the_table_and_its_tied_copy(tmp_path: Path) -> None:
         np.testing.assert_array_equal(new[others], old[others])
         assert (new[trained] != old[trained]).any(axis=1).all()
         tables.append(new)
-    np.testing.assert_array_equal(*tables)
+    first, second = tables
+    np.testing.assert_array_equal(first, second)
     (note,) = (f for f in result.findings if f.rule == "adapter/tied-rows")
     assert "the base's embeddings are tied, and the rows are replaced in both" in note.message
 

@@ -264,7 +264,7 @@ def refusal(folder: Path, base: str, names: Sequence[str], **options: Any) -> st
 
 def test_a_rotation_meets_nothing_even_if_it_has_a_low_rank(tmp_path: Path) -> None:
     """PEFT gives W H1 H2 for two HRA; the sum of W (H1 - 1) and W (H2 - 1) is another matrix."""
-    told = "whose update is not one that others can be added to"
+    told = "in a form whose update is not one that others can be added to"
     assert refusal(tmp_path, "llama", ["hra_linear", "lora_plain"]).endswith(
         f"'hra_linear' is of kind HRA, {told}"
     )

@@ -175,7 +175,8 @@ def test_more_ranks_than_the_adapters_have_change_nothing(
         for index, slot in slots.items():
             alpha[index] = slot.alpha
         results.append(product(one, *placed(one, found), E, alpha))
-    np.testing.assert_array_equal(*results)
+    first, second = results
+    np.testing.assert_array_equal(first, second)
 
 
 def weights_of(folder: Path, use_case: str) -> dict[str, Array]:

@@ -26,6 +26,7 @@ class BoftRule(KindRule):
     """ΔW = diag(s) W Q' - W."""
 
     kind: ClassVar[str] = "BOFT"
+    adds_up = False
     rank = "full"
     required = ("boft_R", "boft_s")
     # PEFT lowers boft_n_butterfly_factor where its extension is missing; the file has the truth

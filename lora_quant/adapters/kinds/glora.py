@@ -38,6 +38,7 @@ class GloraRule(KindRule):
     """g, rank 1 and c; a dense update where A and B are products."""
 
     kind: ClassVar[str] = "GLORA"
+    adds_up = False
     rank = "1; full for lora"
     optional = tuple(
         f"glora_{path}.{tensor}" for path in "ABCDE" for tensor in ("X", "Xd", "Xu", "zeros")

@@ -32,6 +32,7 @@ class HraRule(KindRule):
     """ΔW = -(W U T) U'."""
 
     kind: ClassVar[str] = "HRA"
+    adds_up = False
     rank = "r"
     required = ("hra_u",)
     rank_field = ("r", 8)

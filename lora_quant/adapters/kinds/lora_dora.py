@@ -9,6 +9,8 @@ from the rows of the sum itself: nothing cancels, and W is never whole.
 For a convolution with groups, PEFT (0.21.2) takes the norm of another sum: it reads B
 `[out, r / groups]` as `[out / groups, r]`, and its product with A `[r, in, *kernel]` as
 `[out, in / groups, *kernel]`. So m was trained beside that norm, and it is taken here too.
+
+Files of LyCORIS have a field `lora_quant_norm_eps`: what that library adds to the norm.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 # the second one in a plain state dict, where the magnitude is a module of its own
 MAGNITUDE = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
+NORM_EPS = "lora_quant_norm_eps"
 _TRAINED_BIAS = "base_layer.bias"
 
 Vector = NDArray[np.float64]
@@ -73,7 +76,7 @@ def with_magnitude(lowered: Lowered, module: ModuleTensors) -> Lowered:
     name = next((name for name in MAGNITUDE if name in module), None)
     if name is None:
         return lowered
-    norms = row_norms(lowered, module)
+    norms = row_norms(lowered, module) + module.config.number(NORM_EPS, 0.0)
     if not norms.all():
         raise AdapterError(
             f"row {int(np.argmin(norms))} of the base's weight with its update is zero, and DoRA "

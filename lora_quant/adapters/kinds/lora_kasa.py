@@ -48,7 +48,7 @@ def kasa_shape(shape: ModuleShape, headers: Headers) -> ModuleShape:
             f"{shape.out_features} outputs: KaSA takes as many directions away from the base",
         )
     need_scale(shape, headers, "kasa_config")
-    return replace(shape, rank=2 * shape.rank, need=Need.WEIGHT)
+    return replace(shape, rank=2 * shape.rank, need=Need.WEIGHT, adds_up=False)
 
 
 def with_diagonal(lowered: Lowered, module: ModuleTensors) -> Lowered:

@@ -22,6 +22,7 @@ USED = frozenset(
         "kasa_config",
         "layer_replication",
         "lora_bias",
+        "lora_quant_norm_eps",
         "monteclora_config",
         "qalora_group_size",
         "target_parameters",

@@ -64,7 +64,7 @@ def start_shape(shape: ModuleShape, headers: Headers) -> ModuleShape:
             f"directions for {start!r} to start from",
         )
     need_scale(shape, headers, "init_lora_weights")
-    return replace(shape, rank=2 * shape.rank, need=Need.WEIGHT)
+    return replace(shape, rank=2 * shape.rank, need=Need.WEIGHT, adds_up=False)
 
 
 def without_start(lowered: Lowered, module: ModuleTensors) -> Lowered:

@@ -57,7 +57,9 @@ class MissRule(KindRule):
             blocks, rank, _ = dims
             headers.expect({self.block: (blocks, rank, rank)})
             headers.expect_rank(self.block, rank)
-            return ModuleShape(module, 0, None, blocks * rank, need=Need.WEIGHT, dense=True)
+            return ModuleShape(
+                module, 0, None, blocks * rank, need=Need.WEIGHT, dense=True, adds_up=False
+            )
         rank, out = dims
         headers.expect_rank(self.block, rank)
         if variant != _MINI:

@@ -41,6 +41,7 @@ class OftRule(KindRule):
     """ΔW = W (blockdiag(R)' - I)."""
 
     kind: ClassVar[str] = "OFT"
+    adds_up = False
     rank = "full"
     optional = (_LINEAR, _EMBEDDING)
     used = frozenset(

@@ -31,6 +31,7 @@ class OsfRule(KindRule):
     """ΔW = U diag(S) V - W_low."""
 
     kind: ClassVar[str] = "OSF"
+    adds_up = False
     rank = "2 (min(in, out) - effective_rank)"
     required = (_U, _S, _V)
     used = frozenset({"effective_rank", "rank_pattern"})

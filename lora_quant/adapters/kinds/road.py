@@ -34,6 +34,7 @@ class RoadRule(KindRule):
     """W' = R W, b' = R b, R of 2 x 2 rotations."""
 
     kind: ClassVar[str] = "ROAD"
+    adds_up = False
     rank = "full"
     required = ("road_theta", "road_alpha")
     used = frozenset({"group_size", "variant"})
