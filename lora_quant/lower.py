@@ -14,14 +14,14 @@ from pathlib import Path
 from lora_quant import plugins
 from lora_quant.adapters.adapter import Adapter, load_adapter
 from lora_quant.adapters.adapter_report import AdapterReport, report_of, with_errors
-from lora_quant.adapters.base_checkpoint import BaseCheckpoint
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.first_lowered import Limits, lower_first
+from lora_quant.adapters.files.base_checkpoint import BaseCheckpoint
 from lora_quant.adapters.lowered import Dense
 from lora_quant.adapters.lowered_store import LoweredStore
-from lora_quant.adapters.plain_limits import check_bias, check_plain
-from lora_quant.adapters.plain_lora import PlainPair, PlainShape, plain_pair, plain_shape
-from lora_quant.adapters.plain_parameters import kept_fields, stored_parameters
+from lora_quant.adapters.plain.first_lowered import Limits, lower_first
+from lora_quant.adapters.plain.plain_limits import check_bias, check_plain
+from lora_quant.adapters.plain.plain_lora import PlainPair, PlainShape, plain_pair, plain_shape
+from lora_quant.adapters.plain.plain_parameters import kept_fields, stored_parameters
 from lora_quant.errors import ConfigError, PackError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Progress, no_progress

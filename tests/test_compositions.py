@@ -143,7 +143,7 @@ def test_kinds_that_do_not_add_up_in_peft_are_alone_on_a_module(
 
 def test_blocks_that_read_the_weight_are_alone_on_a_module(tmp_path: Path) -> None:
     given = {"it": {"lora_plain": 1.0, "miss_bat": 1.0}}
-    with pytest.raises(UnsupportedAdapterError, match="'miss_bat' is of kind MISS, whose update"):
+    with pytest.raises(UnsupportedAdapterError, match="'miss_bat' is of kind MISS, in a form"):
         mixed(tmp_path / "pack", graph_of("llama"), given, merge="it")
 
 

@@ -18,7 +18,7 @@ from lora_quant import lower
 from lora_quant.adapters.adapter import load_adapter
 from lora_quant.adapters.adapter_report import AdapterReport
 from lora_quant.adapters.lowered import Dense, Lowered, Need
-from lora_quant.adapters.plain_lora import PlainShape, plain_pair
+from lora_quant.adapters.plain.plain_lora import PlainShape, plain_pair
 from lora_quant.errors import (
     NOWHERE,
     AdapterError,

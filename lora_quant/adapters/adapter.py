@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.adapters.contract import LoweringRule, PromptRule
 from lora_quant.adapters.declared import DeclaredParams, check_declared
 from lora_quant.adapters.description import Description, ParameterShape
-from lora_quant.adapters.finite import read_finite
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.finite import read_finite
+from lora_quant.adapters.frame.module_match import Targets, read_targets
+from lora_quant.adapters.frame.tasks import with_task
 from lora_quant.adapters.lowered import Dense, FloatArray, Lowered, ModuleShape
 from lora_quant.adapters.lowered_store import LoweredStore
-from lora_quant.adapters.module_match import Targets, read_targets
-from lora_quant.adapters.tasks import with_task
 from lora_quant.errors import (
     AdapterError,
     LoraQuantError,

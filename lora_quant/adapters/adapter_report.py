@@ -11,7 +11,7 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.description import ParameterShape, PromptShape
 from lora_quant.adapters.lowered import ModuleShape, Need
-from lora_quant.adapters.plain_limits import find_obstacle
+from lora_quant.adapters.plain.plain_limits import find_obstacle
 from lora_quant.findings import Finding
 
 AdapterClass = Literal["low-rank", "scaled", "dense", "prompt", "parameters"]

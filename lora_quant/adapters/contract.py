@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Protocol, runtime_checkable
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description, PromptShape
+from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.lowered import Dense, FloatArray, Lowered, ModuleShape
 
 

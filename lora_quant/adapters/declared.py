@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.module_match import names_module
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.module_match import names_module
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError, Where, did_you_mean
 
 # Most kinds call it lora_alpha, those of LyCORIS and GraLoRA alpha.

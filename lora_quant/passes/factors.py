@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.finite import all_finite
+from lora_quant.adapters.files.finite import all_finite
 from lora_quant.adapters.lowered import FloatArray, Lowered
 from lora_quant.errors import AdapterError, Where
 from lora_quant.graph.records import Branch, Form, TensorRecord

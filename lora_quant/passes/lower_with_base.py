@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.approximate import approximate, rank_for
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
 from lora_quant.adapters.lowered_store import LoweredStore
+from lora_quant.adapters.maths.approximate import approximate, rank_for
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding, Severity

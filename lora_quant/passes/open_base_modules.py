@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.base_checkpoint import BaseCheckpoint
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.model_files import is_model_checkpoint, open_model_files
+from lora_quant.adapters.files.base_checkpoint import BaseCheckpoint
+from lora_quant.adapters.files.model_files import is_model_checkpoint, open_model_files
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import ConfigError, InputMissingError, UnsupportedAdapterError, Where
 from lora_quant.graph.attach import ModuleRequest, Resolver

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from lora_quant import plugins
 from lora_quant.adapters.adapter import Adapter, load_adapter
-from lora_quant.adapters.peft_config import CONFIG_FILE
+from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.manifest_records import PackFile, StoredFile

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_quant import __version__
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.tasks import TASK_FIELD
+from lora_quant.adapters.frame.tasks import TASK_FIELD
 from lora_quant.config.finding_records import FindingRecord, portable_relative
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import (

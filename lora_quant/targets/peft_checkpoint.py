@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.checkpoint import WEIGHTS_FILE
-from lora_quant.adapters.peft_config import CONFIG_FILE
-from lora_quant.adapters.plain_lora import PlainPair, PlainShape
-from lora_quant.adapters.plain_parameters import StoredParameter
+from lora_quant.adapters.files.checkpoint import WEIGHTS_FILE
+from lora_quant.adapters.files.peft_config import CONFIG_FILE
+from lora_quant.adapters.plain.plain_lora import PlainPair, PlainShape
+from lora_quant.adapters.plain.plain_parameters import StoredParameter
 from lora_quant.config.documents import dump_json
 from lora_quant.graph.records import TensorRecord
 from lora_quant.targets.pack_folder import PackFolder

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_quant.adapters.peft_config import read_peft_config
+from lora_quant.adapters.files.peft_config import read_peft_config
 from lora_quant.config.adapter_params import read_adapter_params
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.config.lora_config import read_lora_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_quant.adapters.adapter import load_adapter
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.builders import Q0, Q1, RULES, V0, load, pair, write
 

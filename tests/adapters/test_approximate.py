@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import lora_quant.adapters.approximate as subject
-from lora_quant.adapters.approximate import approximate, rank_for
+import lora_quant.adapters.maths.approximate as subject
 from lora_quant.adapters.kinds.c3a import C3aRule
 from lora_quant.adapters.kinds.hira import HiraRule
 from lora_quant.adapters.lowered import Dense
+from lora_quant.adapters.maths.approximate import approximate, rank_for
 from tests.adapters.kinds.held import Q, SmallBase, checkpoint, dense, of_module
 
 Matrix = NDArray[np.float64]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lora_quant.adapters import base_checkpoint
-from lora_quant.adapters.base_checkpoint import BaseCheckpoint
 from lora_quant.adapters.base_modules import BaseSizes, whole_weight
+from lora_quant.adapters.files import base_checkpoint
+from lora_quant.adapters.files.base_checkpoint import BaseCheckpoint
+from lora_quant.adapters.files.model_files import is_model_checkpoint, open_model_files
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.model_files import is_model_checkpoint, open_model_files
-from lora_quant.adapters.safetensors_file import SafetensorsFile
 from lora_quant.errors import (
     AdapterError,
     ConfigError,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_quant.adapters.checkpoint import open_checkpoint
+from lora_quant.adapters.files.checkpoint import open_checkpoint
 from lora_quant.adapters.formats.detect import FORMATS
 from lora_quant.errors import (
     AdapterError,

@@ -7,8 +7,8 @@ import pytest
 
 from lora_quant.adapters.adapter import load_adapter
 from lora_quant.adapters.declared import DeclaredParams, check_declared
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError
 from tests.adapters.builders import Q0, RULES, V0, pair, write
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.adapters.base_modules import BaseSizes
-from lora_quant.adapters.dense_update import dense_update
 from lora_quant.adapters.lowered import Lowered
+from lora_quant.adapters.maths.dense_update import dense_update
 
 
 @given(

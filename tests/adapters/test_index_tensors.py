@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from lora_quant.adapters.index_tensors import index_shape, read_indices
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
+from lora_quant.adapters.frame.index_tensors import index_shape, read_indices
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import Array
 

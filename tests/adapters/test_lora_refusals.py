@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_quant.adapters.fields import SELECTING, WITHOUT_EFFECT
+from lora_quant.adapters.frame.fields import SELECTING, WITHOUT_EFFECT
 from lora_quant.adapters.kinds.lora_refusals import NEUTRAL, REFUSED, USED
 from lora_quant.errors import AdapterError, LoraQuantError, UnsupportedAdapterError
 from tests.adapters.builders import PREFIX, Q0, config, load, pair

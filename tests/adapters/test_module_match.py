@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from lora_quant.adapters.module_match import Targets, check_targets, names_module, read_targets
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.module_match import (
+    Targets,
+    check_targets,
+    names_module,
+    read_targets,
+)
 from lora_quant.errors import AdapterError
 from lora_quant.findings import Severity
 

@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 import pytest
 
-from lora_quant.adapters.patterns import Matched, match_patterns
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.patterns import Matched, match_patterns
 from lora_quant.errors import AdapterError
 from lora_quant.findings import Severity
 

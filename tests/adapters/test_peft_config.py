@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.errors import AdapterError
 
 

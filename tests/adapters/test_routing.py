@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_quant.adapters.routing import Role, RoutedKey, any_number, route_key
+from lora_quant.adapters.frame.routing import Role, RoutedKey, any_number, route_key
 
 PARAMETERS = frozenset({"lora_A", "lora_B", "lora_embedding_A"})
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save, save_file
 
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.errors import AdapterError, InputMissingError, UnsupportedAdapterError
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)

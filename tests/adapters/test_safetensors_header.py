@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_quant.adapters.safetensors_header import header_length, parse_header
+from lora_quant.adapters.files.safetensors_header import header_length, parse_header
 from lora_quant.errors import AdapterError
 
 FILE = Path("x.safetensors")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from lora_quant.adapters import seeded
-from lora_quant.adapters.torch_random import TorchGenerator
+from lora_quant.adapters.maths import seeded
+from lora_quant.adapters.maths.torch_random import TorchGenerator
 from lora_quant.errors import AdapterError, Where
 
 Array = NDArray[Any]

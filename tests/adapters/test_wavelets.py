@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lora_quant.adapters.wavelets import MOMENTS, high_pass, inverse_step, low_pass
+from lora_quant.adapters.maths.wavelets import MOMENTS, high_pass, inverse_step, low_pass
 
 Matrix = NDArray[np.float64]
 # What the docstring promises of each value; sums of up to 20 of them.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.adapters.base_modules import BaseSizes
-from lora_quant.adapters.weight_products import expect_weight, times_weight, weight_times
+from lora_quant.adapters.maths.weight_products import expect_weight, times_weight, weight_times
 from lora_quant.errors import AdapterError
 from tests.adapters.kinds.held import Q, SmallBase
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_quant.adapters.checkpoint import open_checkpoint
+from lora_quant.adapters.files.checkpoint import open_checkpoint
 from lora_quant.adapters.formats.torch_zip import TorchZipFile
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 

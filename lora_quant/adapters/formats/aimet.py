@@ -13,9 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lora_quant.adapters.formats.contract import Found, Reading
-from lora_quant.adapters.formats.synthesis import Strength, make_config
-from lora_quant.adapters.tensor_source import (
+from lora_quant.adapters.files.tensor_source import (
     Derived,
     RenamedTensors,
     TensorSource,
@@ -23,6 +21,8 @@ from lora_quant.adapters.tensor_source import (
     same,
     transposed,
 )
+from lora_quant.adapters.formats.contract import Found, Reading
+from lora_quant.adapters.formats.synthesis import Strength, make_config
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.findings import Finding
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.aimet import Aimet
 from lora_quant.adapters.formats.contract import CheckpointFormat, Found
 from lora_quant.adapters.formats.diffusers import Diffusers
@@ -20,8 +22,6 @@ from lora_quant.adapters.formats.opened import opened
 from lora_quant.adapters.formats.peft import Peft
 from lora_quant.adapters.formats.torch_zip import LOCAL_MAGIC, TorchZipFile
 from lora_quant.adapters.formats.torchtune import Torchtune
-from lora_quant.adapters.safetensors_file import SafetensorsFile
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 _PEFT = Peft()

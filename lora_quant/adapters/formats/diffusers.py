@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from lora_quant.adapters.formats.contract import Found, Reading
-from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.tensor_source import (
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import (
     Derived,
     RenamedTensors,
     TensorSource,
     read_number,
     same,
 )
+from lora_quant.adapters.formats.contract import Found, Reading
+from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
 from lora_quant.config.documents import parse_json
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 

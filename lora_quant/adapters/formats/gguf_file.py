@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.adapters.formats.gguf_header import read_header
 from lora_quant.adapters.formats.opened import opened, read_at, stamp
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.safetensors_header import TensorInfo
 from lora_quant.errors import AdapterError, Where, did_you_mean
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn
 
-from lora_quant.adapters.safetensors_header import TensorInfo
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 MAGIC = b"GGUF"

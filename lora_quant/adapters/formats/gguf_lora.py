@@ -16,6 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lora_quant.adapters.files.tensor_source import (
+    Derived,
+    RenamedTensors,
+    reordered,
+    same,
+    transposed,
+)
 from lora_quant.adapters.formats.contract import Found, Reading
 from lora_quant.adapters.formats.gguf_file import GgufFile
 from lora_quant.adapters.formats.rope_rows import (
@@ -27,13 +34,6 @@ from lora_quant.adapters.formats.rope_rows import (
     unknown_heads,
 )
 from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
-from lora_quant.adapters.tensor_source import (
-    Derived,
-    RenamedTensors,
-    reordered,
-    same,
-    transposed,
-)
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.weight\.lora_(?P<factor>[ab])")

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lora_quant.adapters.files.tensor_source import RenamedTensors, TensorSource
 from lora_quant.adapters.formats.contract import Found, Reading
 from lora_quant.adapters.formats.lycoris_kinds import KINDS, LycorisModule, kind_of
 from lora_quant.adapters.formats.lycoris_refusals import REFUSED, refuse
-from lora_quant.adapters.tensor_source import RenamedTensors, TensorSource
 from lora_quant.errors import UnsupportedAdapterError, Where, some
 
 _NAME = re.compile(

@@ -22,16 +22,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
-from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.tensor_source import (
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import (
     Derived,
     TensorSource,
     read_number,
     reshaped,
     same,
 )
+from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
+from lora_quant.adapters.lowered import FloatArray
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lora_quant.adapters.formats.contract import Found, Reading
-from lora_quant.adapters.formats.synthesis import Strength, make_config
-from lora_quant.adapters.peft_config import CONFIG_FILE, PeftConfig
-from lora_quant.adapters.tensor_source import (
+from lora_quant.adapters.files.peft_config import CONFIG_FILE, PeftConfig
+from lora_quant.adapters.files.tensor_source import (
     Derived,
     RenamedTensors,
     TensorSource,
     same,
     transposed,
 )
+from lora_quant.adapters.formats.contract import Found, Reading
+from lora_quant.adapters.formats.synthesis import Strength, make_config
 from lora_quant.errors import (
     AdapterError,
     InputMissingError,

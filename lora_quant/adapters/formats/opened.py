@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_quant.adapters.safetensors_header import TensorInfo
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.errors import AdapterError, InputMissingError, Where
 
 Stamp = tuple[int, int]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lora_quant.adapters.files.peft_config import CONFIG_FILE, read_peft_config
 from lora_quant.adapters.formats.contract import Found, Reading
-from lora_quant.adapters.peft_config import CONFIG_FILE, read_peft_config
 from lora_quant.errors import InputMissingError, Where
 
 

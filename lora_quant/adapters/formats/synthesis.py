@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.adapters.formats.opened import opened, read_at, stamp
 from lora_quant.adapters.formats.torch_pickle import StoredTensor, interpret
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.safetensors_header import TensorInfo
 from lora_quant.errors import (
     AdapterError,
     UnsupportedAdapterError,

@@ -17,6 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lora_quant.adapters.files.peft_config import CONFIG_FILE, PeftConfig
+from lora_quant.adapters.files.tensor_source import (
+    Derived,
+    RenamedTensors,
+    TensorSource,
+    reordered,
+    same,
+)
 from lora_quant.adapters.formats.contract import Found, Reading
 from lora_quant.adapters.formats.rope_rows import (
     MODEL_CONFIG,
@@ -27,14 +35,6 @@ from lora_quant.adapters.formats.rope_rows import (
     is_rotated,
     read_model_config,
     unknown_heads,
-)
-from lora_quant.adapters.peft_config import CONFIG_FILE, PeftConfig
-from lora_quant.adapters.tensor_source import (
-    Derived,
-    RenamedTensors,
-    TensorSource,
-    reordered,
-    same,
 )
 from lora_quant.errors import InputMissingError, UnsupportedAdapterError, Where
 

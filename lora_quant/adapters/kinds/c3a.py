@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.dotted_patterns import dotted_value
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.dotted_patterns import dotted_value
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Dense, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 
 
 class C3aRule(KindRule):

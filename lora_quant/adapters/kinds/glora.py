@@ -18,12 +18,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.fields import Refusal
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import Refusal
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.glora_parts import read_parts
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Vector = NDArray[np.float64]

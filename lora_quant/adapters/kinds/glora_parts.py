@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_quant.adapters.fields import short
-from lora_quant.adapters.module_tensors import Headers
+from lora_quant.adapters.frame.fields import short
+from lora_quant.adapters.frame.module_tensors import Headers
 from lora_quant.errors import AdapterError
 
 Form = Literal["product", "vector", "constant", "none"]

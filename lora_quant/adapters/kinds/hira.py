@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Dense, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import AdapterError
 
 _FACTORS = ("hira_A", "hira_B")

@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.weight_products import expect_weight, weight_times
+from lora_quant.adapters.maths.weight_products import expect_weight, weight_times
 from lora_quant.errors import AdapterError
 
 Matrix = NDArray[np.float64]

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
 
 _A = "lily_A.weight"
 _B = "lily_B.weight"

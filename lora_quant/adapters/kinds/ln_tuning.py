@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description
-from lora_quant.adapters.fields import check_fields
-from lora_quant.adapters.key_table import read_keys
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.frame.fields import check_fields
+from lora_quant.adapters.frame.key_table import read_keys
+from lora_quant.adapters.frame.module_match import check_targets, read_targets
+from lora_quant.adapters.frame.replaced_parameters import parameter_shape, replaced_parameters
 from lora_quant.adapters.kinds.without_modules import WithoutModules
-from lora_quant.adapters.module_match import check_targets, read_targets
-from lora_quant.adapters.replaced_parameters import parameter_shape, replaced_parameters
 
 _LAYERS = "ln_tuning_layers"
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from lora_quant.adapters.algebra import khatri_rao, shortest
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.cores import core_kernel, with_core
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.maths.algebra import khatri_rao, shortest
 
 
 class LohaRule(KindRule):

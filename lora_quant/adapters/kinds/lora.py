@@ -21,10 +21,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import ParameterShape
-from lora_quant.adapters.key_table import KeyTable
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.key_table import KeyTable
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_match import check_targets, read_targets
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.replaced_parameters import replaced_parameters
 from lora_quant.adapters.kinds import lora_attention, lora_experts, lora_ties, lora_tokens
 from lora_quant.adapters.kinds.lora_bias import B_BIAS, bias_shape, with_bias
 from lora_quant.adapters.kinds.lora_dora import (
@@ -46,10 +50,6 @@ from lora_quant.adapters.kinds.lora_refusals import (
 )
 from lora_quant.adapters.kinds.lora_starts import start_shape, without_start
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_match import check_targets, read_targets
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import replaced_parameters
 from lora_quant.findings import Finding
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.module_tensors import Headers
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.module_tensors import Headers
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import UnsupportedAdapterError, Where
 
 B_BIAS = "lora_B.bias"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError
 
 

@@ -21,8 +21,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import FloatArray, Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 # the second one in a plain state dict, where the magnitude is a module of its own

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from lora_quant.adapters.checkpoint import Checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.module_match import Targets, read_targets
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.lora_levels import Level, assign_parameters
 from lora_quant.adapters.kinds.lora_pairs import LINEAR
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_match import Targets, read_targets
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from lora_quant.findings import Finding, Severity
 

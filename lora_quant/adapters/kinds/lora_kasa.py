@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from lora_quant.adapters.base_modules import whole_weight
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.lora_pairs import appended
 from lora_quant.adapters.kinds.lora_starts import cut_is_determined, need_scale
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 DIAGONAL = "lora_diag"

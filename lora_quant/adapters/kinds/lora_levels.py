@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from lora_quant.adapters.checkpoint import Checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.patterns import match_patterns
 from lora_quant.adapters.kinds.lora_pairs import LINEAR
-from lora_quant.adapters.patterns import match_patterns
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some
 
 _MOST_LEVELS = 4

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 
-from lora_quant.adapters.checkpoint import Checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.kinds.lora_attention import doubled
 from lora_quant.adapters.kinds.lora_tokens import row_notices
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.findings import Finding, Severity
 
 _QUANTIZED = re.compile(

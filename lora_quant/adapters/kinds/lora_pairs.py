@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.lora_blocks import (
     Packing,
     block_diagonal,
@@ -17,7 +18,6 @@ from lora_quant.adapters.kinds.lora_blocks import (
     unpooled,
 )
 from lora_quant.adapters.lowered import FloatArray, Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import UnsupportedAdapterError, Where
 
 LINEAR = ("lora_A.weight", "lora_B.weight")

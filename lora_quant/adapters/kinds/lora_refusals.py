@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from lora_quant.adapters.fields import Refusal, short
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import Refusal, short
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 USED = frozenset(

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseModules, whole_weight
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.lora_pairs import appended
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Matrix = NDArray[np.float64]

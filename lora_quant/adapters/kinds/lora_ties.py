@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import ParameterShape
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.module_match import read_targets
+from lora_quant.adapters.frame.replaced_parameters import parameter_shape
 from lora_quant.adapters.kinds.lora_pairs import EMBEDDING, LINEAR
-from lora_quant.adapters.module_match import read_targets
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import parameter_shape
-from lora_quant.adapters.tensor_source import TensorSource
 
 FIELD = "ensure_weight_tying"
 _WEIGHT = ".weight"

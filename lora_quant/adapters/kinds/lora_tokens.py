@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from lora_quant.adapters.description import ParameterShape
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import parameter_shape
-from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.replaced_parameters import parameter_shape
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding, Severity
 

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import whole_weight
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.routing import route_keys
 from lora_quant.adapters.lowered import Dense, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.routing import route_keys
-from lora_quant.adapters.weight_products import expect_weight
+from lora_quant.adapters.maths.weight_products import expect_weight
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Blocks = NDArray[np.float64]

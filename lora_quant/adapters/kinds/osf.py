@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import whole_weight
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.patterns import compile_regex
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.patterns import compile_regex
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.weight_products import expect_weight
+from lora_quant.adapters.maths.weight_products import expect_weight
 from lora_quant.errors import AdapterError
 
 Matrix = NDArray[np.float64]

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_quant.adapters.checkpoint import Checkpoint
-from lora_quant.adapters.fields import short
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import short
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.tasks import TASK_FIELD, chosen_task
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.tasks import TASK_FIELD, chosen_task
 from lora_quant.errors import UnsupportedAdapterError
 
 _LOGITS = "poly_router.module_logits"

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import PromptShape
+from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.kinds.prompt_rule import PROMPT, PromptKindRule, expect, given, read
 from lora_quant.adapters.lowered import FloatArray
 from lora_quant.errors import AdapterError

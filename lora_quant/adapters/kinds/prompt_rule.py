@@ -11,15 +11,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description, PromptShape
-from lora_quant.adapters.fields import check_fields
-from lora_quant.adapters.finite import read_finite
-from lora_quant.adapters.key_table import read_keys
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.finite import read_finite
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import check_fields
+from lora_quant.adapters.frame.key_table import read_keys
+from lora_quant.adapters.frame.replaced_parameters import parameter_shape, replaced_parameters
 from lora_quant.adapters.kinds.without_modules import WithoutModules
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import parameter_shape, replaced_parameters
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 PROMPT = "prompt_embeddings"

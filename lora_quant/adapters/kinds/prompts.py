@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import PromptShape
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.frame.tasks import TASK_FIELD, chosen_task
 from lora_quant.adapters.kinds.prompt_rule import PROMPT, PromptKindRule, expect, given, read
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.tasks import TASK_FIELD, chosen_task
 
 _TEXT = frozenset(
     {

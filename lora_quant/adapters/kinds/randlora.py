@@ -18,15 +18,15 @@ from typing import ClassVar
 import numpy as np
 
 from lora_quant.adapters.base_modules import BaseSizes
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.siblings import adapted_modules, largest_sizes
+from lora_quant.adapters.frame.unsaved import expect_seeded
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.seeded import Projections, randlora_projections
-from lora_quant.adapters.siblings import adapted_modules, largest_sizes
-from lora_quant.adapters.unsaved import expect_seeded
+from lora_quant.adapters.maths.seeded import Projections, randlora_projections
 from lora_quant.errors import AdapterError
 from lora_quant.findings import Finding, Severity
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar, NoReturn
 
-from lora_quant.adapters.checkpoint import Checkpoint
-from lora_quant.adapters.fields import Refusal
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.frame.fields import Refusal
 from lora_quant.adapters.kinds.without_modules import WithoutModules
 from lora_quant.errors import UnsupportedAdapterError
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import whole_weight
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Dense, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.weight_products import expect_weight
+from lora_quant.adapters.maths.weight_products import expect_weight
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 
 Places = NDArray[np.int64]

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseSizes
-from lora_quant.adapters.dotted_patterns import dotted_value
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.dotted_patterns import dotted_value
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.patterns import match_patterns
 from lora_quant.adapters.lowered import Dense, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.patterns import match_patterns
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.seeded import fourierft_indices, waveft_indices
-from lora_quant.adapters.wavelets import MOMENTS, inverse_step
+from lora_quant.adapters.maths.seeded import fourierft_indices, waveft_indices
+from lora_quant.adapters.maths.wavelets import MOMENTS, inverse_step
 from lora_quant.errors import UnsupportedAdapterError
 
 Matrix = NDArray[np.float64]

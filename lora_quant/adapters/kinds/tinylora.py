@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.siblings import adapted_modules, in_model_order
+from lora_quant.adapters.frame.unsaved import expect_seeded
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.seeded import tinylora_projection
-from lora_quant.adapters.siblings import adapted_modules, in_model_order
-from lora_quant.adapters.unsaved import expect_seeded
+from lora_quant.adapters.maths.seeded import tinylora_projection
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 
 _V = "tinylora_v"

@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description, ParameterShape
-from lora_quant.adapters.fields import check_fields
-from lora_quant.adapters.key_table import read_keys
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.fields import check_fields
+from lora_quant.adapters.frame.key_table import read_keys
+from lora_quant.adapters.frame.module_match import check_targets, read_targets
+from lora_quant.adapters.frame.replaced_parameters import parameter_shape, replaced_parameters
 from lora_quant.adapters.kinds.without_modules import WithoutModules
-from lora_quant.adapters.module_match import check_targets, read_targets
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import parameter_shape, replaced_parameters
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, Where
 
 _ROWS = "trainable_tokens_delta"

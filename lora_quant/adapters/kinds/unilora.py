@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description
-from lora_quant.adapters.key_table import read_keys
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.frame.key_table import read_keys
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
 from lora_quant.errors import UnsupportedAdapterError
 
 _THETA = "unilora_theta_d"

@@ -18,13 +18,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.fields import Refusal
-from lora_quant.adapters.kind_rule import KindRule
+from lora_quant.adapters.frame.fields import Refusal
+from lora_quant.adapters.frame.kind_rule import KindRule
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.siblings import adapted_modules, largest_sizes
+from lora_quant.adapters.frame.unsaved import expect_seeded
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.seeded import Projections, pvera_projections, vera_projections
-from lora_quant.adapters.siblings import adapted_modules, largest_sizes
-from lora_quant.adapters.unsaved import expect_seeded
+from lora_quant.adapters.maths.seeded import Projections, pvera_projections, vera_projections
 from lora_quant.errors import AdapterError
 
 

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NoReturn
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description
+from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.errors import AdapterError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.checkpoint import Checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint
 
 Array = NDArray[Any]
 

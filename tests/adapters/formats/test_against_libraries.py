@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.errors import UnsupportedAdapterError
 from tests.adapters.formats.formula import merged
 

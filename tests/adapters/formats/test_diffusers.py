@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.errors import AdapterError, ConfigError, InputMissingError, UnsupportedAdapterError
 from tests.adapters.formats.formula import Array, setting
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.formats import gguf_bytes
 from tests.adapters.formats.formula import Array

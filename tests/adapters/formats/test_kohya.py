@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.formats.formula import Array, setting
 

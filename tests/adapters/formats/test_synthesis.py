@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.adapters.formats.synthesis import Strength, assumed_alpha, make_config
-from lora_quant.adapters.patterns import match_patterns
+from lora_quant.adapters.frame.patterns import match_patterns
 
 FILE = Path("style.safetensors")
 # short levels out of few letters, with what is special in an expression: paths end in each other

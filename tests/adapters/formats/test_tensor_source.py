@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_quant.adapters.safetensors_file import SafetensorsFile
-from lora_quant.adapters.tensor_source import (
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.tensor_source import (
     Derived,
     RenamedTensors,
     TensorSource,

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lora_quant.adapters.checkpoint import open_checkpoint
+from lora_quant.adapters.files.checkpoint import open_checkpoint
 from lora_quant.adapters.formats.torch_zip import TorchZipFile
 from lora_quant.errors import AdapterError, InputMissingError, UnsupportedAdapterError
 from tests.adapters.builders import Q0, pair, write

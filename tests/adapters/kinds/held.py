@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseSizes, Tile
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.contract import LoweringRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.adapters.lowered import Dense, Lowered
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.safetensors_header import TensorInfo
 from lora_quant.errors import AdapterError
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from lora_quant.adapters.checkpoint import Checkpoint, open_checkpoint
+from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from tests.adapters.kinds.held import Array
 
 

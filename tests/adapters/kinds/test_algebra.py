@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_quant.adapters.algebra import khatri_rao, shortest, whole
+from lora_quant.adapters.maths.algebra import khatri_rao, shortest, whole
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)

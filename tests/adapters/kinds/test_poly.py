@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lora_quant.adapters.frame.tasks import TaskRule
 from lora_quant.adapters.kinds.poly import PolyRule
-from lora_quant.adapters.tasks import TaskRule
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import Q, checkpoint, lowered, of_module, update
 

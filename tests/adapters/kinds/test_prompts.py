@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.contract import PromptRule
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.frame.tasks import TaskRule
 from lora_quant.adapters.kinds.prefixes import CartridgeRule, PrefixTuningRule
 from lora_quant.adapters.kinds.prompts import (
     CptRule,
@@ -20,7 +21,6 @@ from lora_quant.adapters.kinds.prompts import (
     PTuningRule,
 )
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.adapters.tasks import TaskRule
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import checkpoint
 

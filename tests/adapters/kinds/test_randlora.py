@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_quant.adapters.kinds.randlora import RandloraRule
 from lora_quant.adapters.lowered import Need
-from lora_quant.adapters.seeded import randlora_projections
+from lora_quant.adapters.maths.seeded import randlora_projections
 from lora_quant.errors import AdapterError
 from tests.adapters.kinds.held import Array, Q, SmallBase, checkpoint, lowered, of_module, update
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lora_quant.adapters.base_modules import BaseSizes
 from lora_quant.adapters.kinds.spectral import FourierftRule, WaveftRule, wavelet_update
 from lora_quant.adapters.lowered import Need
-from lora_quant.adapters.seeded import fourierft_indices
-from lora_quant.adapters.wavelets import high_pass, low_pass
+from lora_quant.adapters.maths.seeded import fourierft_indices
+from lora_quant.adapters.maths.wavelets import high_pass, low_pass
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import Array, Q, SmallBase, checkpoint, dense, of_module
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_quant.adapters.base_modules import BaseSizes
 from lora_quant.adapters.kinds.tinylora import TinyloraRule
-from lora_quant.adapters.seeded import tinylora_projection
+from lora_quant.adapters.maths.seeded import tinylora_projection
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import Array, Q, SmallBase, checkpoint, lowered, of_module, update
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_quant.adapters.kinds.vera import PveraRule, VeraRule
 from lora_quant.adapters.lowered import Need
-from lora_quant.adapters.seeded import pvera_projections, vera_projections
+from lora_quant.adapters.maths.seeded import pvera_projections, vera_projections
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import (
     CONFIG,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from lora_quant.adapters.description import ParameterShape
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.errors import UnsupportedAdapterError, Where
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_quant.adapters.files.peft_config import CONFIG_FILE, PeftConfig, read_peft_config
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.contract import Found
 from lora_quant.adapters.formats.detect import FORMATS, find_format, open_weights
-from lora_quant.adapters.peft_config import CONFIG_FILE, PeftConfig, read_peft_config
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.config.documents import read_json
 from lora_quant.errors import (
     AdapterError,

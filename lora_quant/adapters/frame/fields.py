@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.errors import UnsupportedAdapterError
 
 SELECTING = frozenset(

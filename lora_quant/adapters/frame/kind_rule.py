@@ -17,16 +17,16 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.checkpoint import Checkpoint
 from lora_quant.adapters.description import Description, ParameterShape
-from lora_quant.adapters.fields import Refusal, check_fields
-from lora_quant.adapters.key_table import KeyTable, read_keys
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import Refusal, check_fields
+from lora_quant.adapters.frame.key_table import KeyTable, read_keys
+from lora_quant.adapters.frame.module_match import check_targets, read_targets
+from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
+from lora_quant.adapters.frame.patterns import match_patterns
+from lora_quant.adapters.frame.replaced_parameters import replaced_parameters
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape
-from lora_quant.adapters.module_match import check_targets, read_targets
-from lora_quant.adapters.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.patterns import match_patterns
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.replaced_parameters import replaced_parameters
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding
 

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, Where
 
 # NumPy converts every half to float32 to look at it; its exponent bits tell as much.

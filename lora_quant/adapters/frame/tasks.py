@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from lora_quant.adapters.checkpoint import Checkpoint
-from lora_quant.adapters.fields import short
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.checkpoint import Checkpoint
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.fields import short
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
 
 TASK_FIELD = "task_id"

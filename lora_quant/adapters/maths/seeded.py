@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.torch_random import TorchGenerator
+from lora_quant.adapters.maths.torch_random import TorchGenerator
 from lora_quant.errors import NOWHERE, AdapterError, Where
 
 Projections = tuple[NDArray[np.float32], NDArray[np.float32]]

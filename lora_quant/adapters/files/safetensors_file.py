@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from lora_quant.adapters.safetensors_header import (
+from lora_quant.adapters.files.safetensors_header import (
     LENGTH_BYTES,
     TensorInfo,
     header_length,

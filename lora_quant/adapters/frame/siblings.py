@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.key_table import read_keys
-from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.key_table import read_keys
 from lora_quant.errors import AdapterError, Where
 
 

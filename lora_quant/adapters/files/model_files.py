@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from lora_quant.adapters.peft_config import CONFIG_FILE
-from lora_quant.adapters.safetensors_file import SafetensorsFile
+from lora_quant.adapters.files.peft_config import CONFIG_FILE
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.config.documents import read_json
 from lora_quant.errors import ConfigError, InputMissingError, Where, some
 

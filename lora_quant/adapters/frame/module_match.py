@@ -12,8 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lora_quant.adapters.patterns import compile_regex
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.patterns import compile_regex
 from lora_quant.errors import AdapterError
 from lora_quant.findings import Finding, Severity
 

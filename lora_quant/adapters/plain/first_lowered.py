@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.approximate import approximate, rank_for
 from lora_quant.adapters.base_modules import BaseModules, whole_weight
-from lora_quant.adapters.dense_update import dense_update
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
 from lora_quant.adapters.lowered_store import LoweredStore
+from lora_quant.adapters.maths.approximate import approximate, rank_for
+from lora_quant.adapters.maths.dense_update import dense_update
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Progress = Callable[[str, int, int], None]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.finite import read_finite
-from lora_quant.adapters.index_tensors import index_shape, read_indices
+from lora_quant.adapters.files.finite import read_finite
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.index_tensors import index_shape, read_indices
 from lora_quant.adapters.lowered import FloatArray, ModuleShape
-from lora_quant.adapters.peft_config import PeftConfig
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 

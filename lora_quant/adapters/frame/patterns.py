@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.errors import AdapterError
 from lora_quant.findings import Finding, Severity
 

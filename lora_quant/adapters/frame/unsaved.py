@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.errors import AdapterError
 
 

@@ -6,8 +6,8 @@ module `q_proj` of the top level. The first key in file order wins.
 
 from __future__ import annotations
 
-from lora_quant.adapters.patterns import compile_regex
-from lora_quant.adapters.peft_config import PeftConfig
+from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.patterns import compile_regex
 
 
 def dotted_value(config: PeftConfig, field: str, default: str, module: str, number: int) -> int:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.finite import read_finite
+from lora_quant.adapters.files.finite import read_finite
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.opened import read_at
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.tensor_source import TensorSource
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 INTEGER_DTYPES: Mapping[str, str] = {

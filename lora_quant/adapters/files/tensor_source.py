@@ -17,10 +17,10 @@ from typing import Protocol
 
 import numpy as np
 
+from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.adapters.formats.opened import read_at
 from lora_quant.adapters.lowered import FloatArray
-from lora_quant.adapters.safetensors_file import FLOAT_DTYPES
-from lora_quant.adapters.safetensors_header import TensorInfo
 from lora_quant.errors import (
     AdapterError,
     UnsupportedAdapterError,

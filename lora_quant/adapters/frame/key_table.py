@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from lora_quant.adapters.routing import Role, RoutedKey, any_number, route_keys
-from lora_quant.adapters.tensor_source import TensorSource
+from lora_quant.adapters.files.tensor_source import TensorSource
+from lora_quant.adapters.frame.routing import Role, RoutedKey, any_number, route_keys
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseModules
-from lora_quant.adapters.finite import all_finite
+from lora_quant.adapters.files.finite import all_finite
 from lora_quant.adapters.lowered import FloatArray, Lowered, ModuleShape
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 

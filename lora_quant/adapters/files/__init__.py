@@ -1,0 +1,1 @@
+"""Files of adapters and of base models: headers, tensors on request, configurations."""

@@ -1,0 +1,1 @@
+"""Writing any adapter as plain LoRA: what that can hold, and how."""
