@@ -119,9 +119,15 @@ class EncodingsError(LoraQuantError):
 
 
 class PackError(LoraQuantError):
-    """An output cannot be written, or what was written fails its own checks."""
+    """An output cannot be written."""
 
     code = "LQ500"
+
+
+class PackDefectError(PackError):
+    """What was written fails its own checks: a defect of lora-quant or of a plugin."""
+
+    code = "LQ510"
 
 
 class VerificationError(LoraQuantError):

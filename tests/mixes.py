@@ -96,7 +96,7 @@ def controls(
             gate[..., place] = gates[slot.adapter][..., None]
     found = {alpha.tensor: by_slot}
     if gate is not None and alpha.gate is not None:
-        found[alpha.gate] = gate
+        found[alpha.gate.tensor] = gate
     return found
 
 

@@ -125,7 +125,11 @@ def test_the_manifest_names_the_gate_and_who_is_gated(layout: str, tmp_path: Pat
     result = mixed(tmp_path / "pack", LLAMA, given, alpha_layout=layout, alpha_name="strength")
     alpha = result.manifest.alpha
     assert alpha is not None
-    assert alpha.gate == "strength_gate"
+    assert alpha.gate is not None
+    assert (alpha.gate.tensor, alpha.gate.shape) == ("strength_gate", alpha.shape)
+    tokens = json.loads((KINDS / "lora_alora" / "adapter_config.json").read_text())
+    told = {a.name: a.invocation_tokens for a in result.manifest.adapters}
+    assert told == {"lora_alora": tuple(tokens["alora_invocation_tokens"]), "lora_rslora": ()}
     assert [slot.gated for slot in use_case_of(result, "both").slots] == [True, False]
     assert [slot.gated for slot in use_case_of(result, "other").slots] == [False]
     graph = onnx.load(str(result.output / "qairt" / "model.onnx")).graph

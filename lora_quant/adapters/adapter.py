@@ -17,7 +17,7 @@ from lora_quant.adapters.files.checkpoint import Checkpoint, open_checkpoint
 from lora_quant.adapters.files.finite import read_finite
 from lora_quant.adapters.frame.module_match import Targets, read_targets
 from lora_quant.adapters.frame.tasks import with_task
-from lora_quant.adapters.lowered import Dense, FloatArray, Lowered, ModuleShape
+from lora_quant.adapters.lowered import Dense, FloatArray, Lowered, ModuleShape, Need
 from lora_quant.adapters.lowered_store import LoweredStore
 from lora_quant.errors import (
     AdapterError,
@@ -125,10 +125,9 @@ def load_adapter(
     """
     with _naming(name):
         checkpoint = open_checkpoint(path)
-        if task is not None:
-            config = with_task(checkpoint.config, task)
-            checkpoint = replace(checkpoint, config=config)
         rule = _rule_for(checkpoint, rules)
+        if task is not None:
+            checkpoint = replace(checkpoint, config=with_task(checkpoint.config, rule, task))
         found = rule.describe(checkpoint)
         if not (found.shapes or found.parameters or found.prompt):
             raise AdapterError(
@@ -138,7 +137,7 @@ def load_adapter(
             )
         if declared is not None:
             check_declared(declared, checkpoint.config, found.shapes)
-        scale = _common_scale(checkpoint, found.shapes, rule.default_scale(checkpoint))
+        scale = _common_scale(checkpoint, found, rule.default_scale(checkpoint))
     noticed = (*checkpoint.findings, *found.findings)
     named = tuple(replace(f, where=replace(f.where, adapter=name)) for f in noticed)
     return Adapter(name, checkpoint, rule, found, scale, named)
@@ -163,18 +162,19 @@ def _rule_for(checkpoint: Checkpoint, rules: Mapping[str, LoweringRule]) -> Lowe
     return rule
 
 
-def _common_scale(
-    checkpoint: Checkpoint, shapes: Mapping[str, ModuleShape], default: float
-) -> float:
+def _common_scale(checkpoint: Checkpoint, found: Description, default: float) -> float:
     """The scale that most modules have; at a tie the configuration's own, else the first's.
 
     A module may be switched off with a scale of 0, but that cannot be the adapter's: every other
-    module's deviation is a quotient by it. Without low rank anywhere there is nothing to scale.
+    module's deviation is a quotient by it. It is 1 without low rank anywhere, and where all of it
+    is switched off but the adapter acts in other ways.
     """
-    ranked = {name: shape for name, shape in shapes.items() if shape.rank}
+    ranked = {name: shape for name, shape in found.shapes.items() if shape.rank}
     if not ranked:
         return 1.0
     counts = Counter(shape.scale for shape in ranked.values() if shape.scale != 0)
+    if not counts and (found.parameters or any(map(_acts_unscaled, found.shapes.values()))):
+        return 1.0
     if not counts:
         raise AdapterError(
             "the scale of every module is 0: the adapter does nothing",
@@ -185,6 +185,11 @@ def _common_scale(
     if counts[default] == most:
         return default
     return next(s.scale for _, s in sorted(ranked.items()) if counts[s.scale] == most)
+
+
+def _acts_unscaled(shape: ModuleShape) -> bool:
+    """Whether a module may change the base at a scale of 0 too: s is not all that it has."""
+    return bool(shape.vectors) or shape.dense or shape.need is Need.WEIGHT
 
 
 @contextmanager

@@ -23,7 +23,8 @@ class ModuleReport:
 
     Sizes are None where neither the files nor a base tell them; `kernel` is None where it may be
     part of `in_features`. `rank` is 0 without low rank. `vectors` holds the letters of h, g and c
-    that there are. `need` is what lowering asks of the base. `error` is the relative Frobenius
+    that there are. `need` is what writing A and B asks of the base, its sizes where the files do
+    not tell them. `error` is the relative Frobenius
     error of an approximation, None for what is exact or has not been lowered.
     """
 
@@ -116,6 +117,13 @@ def _class_of(adapter: Adapter) -> AdapterClass:
     return "scaled" if any(shape.vectors & {"g", "h"} for shape in shapes) else "low-rank"
 
 
+def _need(shape: ModuleShape) -> Need:
+    """What the rule asks of the base, or the sizes that A and B have though the rule needs none."""
+    if shape.need is Need.NOTHING and None in (shape.in_features, shape.out_features):
+        return Need.SIZES
+    return shape.need
+
+
 def _module(shape: ModuleShape, base: BaseModules | None) -> ModuleReport:
     inputs, outputs, kernel, groups, is_embedding = (
         shape.in_features,
@@ -137,7 +145,7 @@ def _module(shape: ModuleShape, base: BaseModules | None) -> ModuleReport:
         groups=groups,
         scale=shape.scale,
         vectors=tuple(sorted(shape.vectors)),
-        need=shape.need,
+        need=_need(shape),
         dense=shape.dense,
         gated=shape.gated,
         experts=shape.experts,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def _chosen(options: Mapping[str, Any]) -> BuildOptions:
     try:
         chosen = replace(BuildOptions(), **options)
     except ConfigError as error:
-        field = error.where.field or ""
-        raise click.UsageError(error.message.replace(field, option_name(field))) from error
+        text = error.message if error.hint is None else f"{error.message}; {error.hint}"
+        raise click.UsageError(_with_options(text)) from error
     known = plugins.registered(plugins.TARGETS)
     for name in chosen.targets:
         if name not in known:
@@ -57,3 +58,9 @@ def _chosen(options: Mapping[str, Any]) -> BuildOptions:
                 f"--target is {name!r}, and there is no such target; {did_you_mean(name, known)}"
             )
     return chosen
+
+
+def _with_options(text: str) -> str:
+    """Fields of BuildOptions by the names that a person types."""
+    names = "|".join(field.name for field in fields(BuildOptions))
+    return re.sub(rf"\b({names})\b", lambda found: option_name(found[0]), text)

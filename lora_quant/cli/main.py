@@ -24,7 +24,7 @@ from lora_quant.cli.map_command import map_command
 from lora_quant.cli.outcome import FINE, INTERRUPTED, OUR_BUG, REFUSED, USAGE
 from lora_quant.cli.validate_command import validate_command
 from lora_quant.cli.verify_command import verify_command
-from lora_quant.errors import LoraQuantError
+from lora_quant.errors import LoraQuantError, PackDefectError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from lora_quant.cli.render import show_error
 
         show_error(error)
-        return REFUSED
+        return OUR_BUG if isinstance(error, PackDefectError) else REFUSED
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: nothing was left behind", err=True)
         return INTERRUPTED

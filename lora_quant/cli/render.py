@@ -18,9 +18,11 @@ from lora_quant.findings import Finding, Severity
 
 if TYPE_CHECKING:
     from lora_quant.api import BuildResult
+    from lora_quant.config.manifest import Manifest
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _MOST_FINDINGS = 20
+_APPROXIMATED = "adapter/approximated"
 
 
 def new_console(*, stderr: bool = False) -> Console:
@@ -102,7 +104,7 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
         )
         return
     console = new_console()
-    show_findings(console, result.findings)
+    show_findings(console, _by_adapter(result.findings, manifest))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("use case", "adapters", "ranks", "weights"):
         table.add_column(column, justify="right" if column == "weights" else "left")
@@ -118,13 +120,36 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
         size = _size(sizes[use_case.name]) if use_case.name in sizes else "-"
         table.add_row(escape(use_case.name), escape(mix), escape(ranks), size)
     console.print(table)
-    alpha = manifest.alpha
-    input_text = f"{alpha.tensor} {list(alpha.shape)}" if alpha else "none"
-    console.print(
-        f"max rank {manifest.max_rank}, {len(manifest.attach_points)} attach points, "
-        f"mode {manifest.mode}, alpha input {escape(input_text)}"
-    )
+    console.print(escape(_summary(manifest)))
     console.print(f"[bold green]built[/] {escape(str(result.output))}")
+
+
+def _summary(manifest: Manifest) -> str:
+    if manifest.merged is not None:
+        count = manifest.merged_modules or 0
+        return f"merged into the weights of {count} module{'s' * (count != 1)}"
+    alpha = manifest.alpha
+    return (
+        f"max rank {manifest.max_rank}, {len(manifest.attach_points)} attach points, mode "
+        f"{manifest.mode}, alpha input {f'{alpha.tensor} {list(alpha.shape)}' if alpha else 'none'}"
+    )
+
+
+def _by_adapter(findings: tuple[Finding, ...], manifest: Manifest) -> tuple[Finding, ...]:
+    """One line per adapter instead of one per approximated layer; pack.json has each layer's."""
+    layers = Counter(f.where.adapter for f in findings if f.rule == _APPROXIMATED)
+    grouped = tuple(
+        Finding(
+            _APPROXIMATED,
+            Severity.WARNING,
+            f"{layers[one.name]} modules of adapter {one.name!r} are approximated by rank "
+            f"{one.rank}, with relative Frobenius errors up to {one.max_error:.3g}",
+            hint="measure the quality of the model; --merge is exact",
+        )
+        for one in manifest.adapters
+        if layers[one.name] and one.max_error is not None
+    )
+    return grouped + tuple(f for f in findings if f.rule != _APPROXIMATED)
 
 
 def _size(count: float) -> str:

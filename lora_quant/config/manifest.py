@@ -59,6 +59,10 @@ class Manifest(ConfigModel):
         default=None,
         description="The use case that was put into the base's weights; then nothing switches.",
     )
+    merged_modules: Count | None = Field(
+        default=None,
+        description="How many modules of the base it changed; absent if nothing was merged.",
+    )
     base: BaseRecord
     inputs: Annotated[tuple[InputRecord, ...], Strict(False)] = Field(
         default=(), description="What was read, apart from the base graph."

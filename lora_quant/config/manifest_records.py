@@ -82,6 +82,16 @@ class BaseRecord(ConfigModel):
     )
 
 
+class GateRecord(ConfigModel):
+    """The graph input [batch, tokens, *shape] that multiplies the strengths per token; 1 is on."""
+
+    tensor: PlainName = Field(description="Name of the graph input.")
+    dtype: str = Field(description="ONNX element type in lower case, such as float.", min_length=1)
+    shape: Shape = Field(
+        description="Shape after batch and tokens: that of the strengths, in their layout."
+    )
+
+
 class AlphaRecord(ConfigModel):
     """The graph input that carries the strengths."""
 
@@ -92,10 +102,8 @@ class AlphaRecord(ConfigModel):
     )
     dtype: str = Field(description="ONNX element type in lower case, such as float.", min_length=1)
     shape: Shape = Field(description="Shape of the input.")
-    gate: PlainName | None = Field(
-        default=None,
-        description="The graph input [batch, tokens, *shape] that multiplies the strengths per "
-        "token; absent if no adapter is gated. 1 is on.",
+    gate: GateRecord | None = Field(
+        default=None, description="The input for the gates; absent if no adapter is gated."
     )
 
 
@@ -107,6 +115,11 @@ class AdapterRecord(ConfigModel):
     format: str = Field(default="peft", description="What its files were written by.", min_length=1)
     task_id: Count | None = Field(
         default=None, description="The task, of a kind that was trained for several."
+    )
+    invocation_tokens: Annotated[tuple[Count, ...], Strict(False)] = Field(
+        default=(),
+        description="Its gate is 1 from the start of the last occurrence of these token ids on, "
+        "and 0 before; empty if it is not gated.",
     )
     max_error: float | None = Field(
         default=None,
@@ -206,6 +219,13 @@ class SlotRecord(ConfigModel):
     gated: bool = Field(
         default=False, description="Whether the application feeds the gate of this slot."
     )
+    beyond_alpha: Annotated[
+        tuple[Literal["g", "h", "c", "parameters", "prompt"], ...], Strict(False)
+    ] = Field(
+        default=(),
+        description="Parts of the adapter that do not follow the strength at run time: vectors, "
+        "replaced parameters, a soft prompt.",
+    )
 
 
 class PromptRecord(ConfigModel):
@@ -216,8 +236,15 @@ class PromptRecord(ConfigModel):
         description="prefix_embeds [tokens, dim], put before the embedded tokens; past_key_values "
         "[2 * layers, heads, tokens, head dim], keys before values, layer by layer."
     )
-    shape: Shape
-    inputs: Annotated[tuple[PlainName, ...], Strict(False)] = Field(min_length=1)
+    shape: Shape = Field(
+        description="Shape of the values in the prompt's file: [tokens, dim] for prefix_embeds, "
+        "[2 * layers, heads, tokens, head dim] for past_key_values."
+    )
+    inputs: Annotated[tuple[PlainName, ...], Strict(False)] = Field(
+        min_length=1,
+        description="The one input [batch, tokens, dim] that it begins, or one input "
+        "[batch, heads, past, head dim] for every key and value, in the order of the first axis.",
+    )
 
 
 class UseCaseRecord(ConfigModel):

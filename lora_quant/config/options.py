@@ -139,41 +139,49 @@ class BuildOptions:
                 raise ConfigError(
                     f"{name} is {value}, expected {low} to {high}", where=Where(field=name)
                 )
-        self._check_approximation()
         if not self.alpha_name.strip():
             raise ConfigError("alpha_name is empty", where=Where(field="alpha_name"))
         if not self.targets:
             raise ConfigError("no target is given", where=Where(field="targets"))
-        if self.strict_none and self.mode != "none":
-            raise ConfigError(
-                f"strict_none is set with mode {self.mode!r}, expected mode 'none'",
-                where=Where(field="strict_none"),
-                hint="choose mode 'none', or leave strict_none out",
-            )
-
-    def _check_approximation(self) -> None:
-        if self.approximate != (self.max_error is not None):
-            given, missing = (
-                ("approximate", "max_error")
-                if self.approximate
-                else (
-                    "max_error",
-                    "approximate",
-                )
-            )
-            raise ConfigError(
-                f"{given} is given without {missing}, which it belongs to",
-                where=Where(field=missing),
-                hint="say how large the error of a layer may be, such as 0.05 for 5 per cent",
-            )
         if self.max_error is not None and not 0 <= self.max_error < 1:
             raise ConfigError(
                 f"max_error is {self.max_error}, expected from 0 to less than 1",
                 where=Where(field="max_error"),
             )
-        if self.approximate and self.merge is not None:
-            raise ConfigError(
-                "approximate is given beside merge, which is exact for every kind",
-                where=Where(field="approximate"),
-                hint="leave one of them out",
-            )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse options that need another one, or that mean nothing beside merge."""
+        if self.strict_none and self.mode != "none":
+            raise _clash("strict_none", "without mode 'none'", "give both, or leave it out")
+        size = "say how large the error of a layer may be, such as 0.05 for 5 per cent"
+        if self.approximate and self.max_error is None:
+            raise _clash("approximate", "without max_error", size)
+        if self.max_error is not None and not self.approximate:
+            raise _clash("max_error", "without approximate", "give both, or leave it out")
+        if self.merge is None:
+            return
+        for name, reason in _NOT_MERGED.items():
+            if getattr(self, name) != BuildOptions.__dataclass_fields__[name].default:
+                raise _clash(name, f"with merge: {reason}", "leave one of them out")
+
+
+_NO_SWITCH = "a merged graph has nothing to switch"
+_NO_ENCODINGS = "a merged graph comes without encodings"
+_NOT_MERGED = {
+    "mode": _NO_SWITCH,
+    "alpha_name": "a merged graph has no input for strengths",
+    "alpha_layout": "a merged graph has no input for strengths",
+    "beside_base": "the data file of the base cannot hold two sets of weights",
+    "weight_bits": _NO_ENCODINGS,
+    "activation_bits": _NO_ENCODINGS,
+    "rank_multiple": "a merged graph has no ranks",
+    "fixed_conflict": _NO_ENCODINGS,
+    "encodings_version": _NO_ENCODINGS,
+    "approximate": "it is exact for every kind",
+}
+"""Options that a merged build has no use for, each with the reason."""
+
+
+def _clash(given: str, how: str, hint: str) -> ConfigError:
+    return ConfigError(f"{given} is given {how}", where=Where(field=given), hint=hint)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from lora_quant.errors import ConfigError, Where
 from lora_quant.findings import Finding, Severity
+from lora_quant.passes.beyond_alpha import fixed_biases
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, SLOTS_ALLOCATED
 from lora_quant.passes.contract import Condition, PassResult
@@ -53,11 +54,7 @@ class AllocateSlots:
             use_cases[use_case.name] = tuple(slots)
             max_rank = max(max_rank, start)
         if not any(use_cases.values()):
-            raise ConfigError(
-                "no use case names an adapter, so there is no branch to build",
-                where=Where(file=compilation.config_file, field="use-case"),
-                hint="list adapters in `adapter_names` of at least one use case",
-            )
+            raise _no_adapter(compilation)
         negative = [_negative(name, s) for name, u in use_cases.items() for s in u if s.alpha < 0]
         table = SlotTable(
             max_rank=max(max_rank, _LEAST) if max_rank else 0,
@@ -66,8 +63,25 @@ class AllocateSlots:
         )
         if table == compilation.slots:
             return PassResult(compilation, changed=False)
-        allocated = replace(compilation, slots=table).with_findings(*negative)
+        allocated = replace(compilation, slots=table).with_findings(
+            *negative, *fixed_biases(compilation)
+        )
         return PassResult(allocated, changed=True)
+
+
+def _no_adapter(compilation: Compilation) -> ConfigError:
+    merged = compilation.options.merge
+    if merged is not None:
+        return ConfigError(
+            f"use case {merged!r} names no adapter, so there is nothing to merge",
+            where=Where(file=compilation.config_file, field="adapter_names", use_case=merged),
+            hint="choose one that does",
+        )
+    return ConfigError(
+        "no use case names an adapter, so there is no branch to build",
+        where=Where(file=compilation.config_file, field="use-case"),
+        hint="list adapters in `adapter_names` of at least one use case",
+    )
 
 
 def _negative(use_case: str, slot: Slot) -> Finding:

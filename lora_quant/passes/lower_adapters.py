@@ -50,6 +50,7 @@ class LowerAdapters:
                 _check_dense(adapter, compilation.options)
                 adapters[entry.name] = adapter
         found = [f for adapter in adapters.values() for f in adapter.findings]
+        found += [_routed(a) for a in adapters.values() if _routes(a)]
         found += [_unused(name, compilation.config_file) for name in unused]
         lowered = replace(compilation, adapters=adapters).with_findings(*found)
         return PassResult(lowered, changed=True)
@@ -121,6 +122,22 @@ def _is_description(path: Path) -> bool:
         return False
     content = read_json(path)
     return isinstance(content, dict) and "rank" in content and "peft_type" not in content
+
+
+def _routes(adapter: Adapter) -> bool:
+    return any(shape.experts for shape in adapter.shapes.values())
+
+
+def _routed(adapter: Adapter) -> Finding:
+    return Finding(
+        rule="adapter/routed-mean",
+        severity=Severity.NOTE,
+        message=f"the weights of the ranks of adapter {adapter.name!r} are, for each sequence, the "
+        "mean over all tokens that are fed, padding included; PEFT's mean is over the whole batch",
+        where=Where(file=adapter.checkpoint.tensors.path, adapter=adapter.name),
+        hint="feed as many tokens as the adapter saw in training: padding, and tokens that are fed "
+        "one at a time, change the mean",
+    )
 
 
 def _unused(name: str, config_file: Path | None) -> Finding:

@@ -17,13 +17,12 @@ from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
 from lora_quant.adapters.lowered_store import LoweredStore
 from lora_quant.adapters.maths.approximate import approximate, rank_for
-from lora_quant.config.options import BuildOptions
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.attach import ModuleSizes, Resolution
 from lora_quant.graph.records import Vector
 from lora_quant.passes.base_modules import base_modules
-from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.compilation import Compilation, Progress
 from lora_quant.passes.conditions import ADAPTERS_LOWERED, MODULES_RESOLVED
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.passes.grouped import is_per_group, spread, spread_shape
@@ -70,7 +69,9 @@ def _settled(
     findings: list[Finding] = []
     for number, shape in enumerate(costly):
         compilation.progress(f"adapter {adapter.name}", number, len(costly))
-        lowered, error = _low_rank(adapter, shape, base, compilation.options)
+        lowered, error = _low_rank(adapter, shape, costly, base, compilation)
+        if lowered.c is not None and not lowered.c.any():
+            lowered = replace(lowered, c=None)  # as of a module without a bias
         if error is not None:
             errors.append(error)
             findings.append(_approximated(adapter, shape, lowered.rank, error))
@@ -113,30 +114,46 @@ def _is_costly(shape: ModuleShape, sizes: ModuleSizes) -> bool:
 
 
 def _low_rank(
-    adapter: Adapter, shape: ModuleShape, base: BaseModules, options: BuildOptions
+    adapter: Adapter,
+    shape: ModuleShape,
+    costly: Sequence[ModuleShape],
+    base: BaseModules,
+    compilation: Compilation,
 ) -> tuple[Lowered, float | None]:
     """The module in canonical form, and the error of the approximation if it is one."""
     lowered = adapter.lower(shape.module, base)
     if isinstance(lowered, Lowered):
         return lowered, None
+    options = compilation.options
     limit = options.max_error if options.max_error is not None else 0.0
     result = approximate(lowered, options.approximate_rank)
     if result.error > limit:
-        raise _too_far(adapter, shape, lowered, result.error, options)
+        rank = _needed_rank(adapter, costly, base, limit, compilation.progress)
+        raise AdapterError(
+            f"rank {options.approximate_rank} leaves a relative error of {result.error:.3g}, more "
+            f"than --max-error {limit:g}",
+            where=Where(adapter=adapter.name, module=shape.module),
+            hint=f"the layers of this adapter need rank {rank}: give it with --approximate-rank, "
+            "allow a larger error, or put the adapter into the base's weights with --merge",
+        )
     return result.lowered, result.error
 
 
-def _too_far(
-    adapter: Adapter, shape: ModuleShape, dense: Dense, error: float, options: BuildOptions
-) -> AdapterError:
-    limit = options.max_error if options.max_error is not None else 0.0
-    return AdapterError(
-        f"rank {options.approximate_rank} leaves a relative error of {error:.3g}, more than "
-        f"--max-error {limit:g}",
-        where=Where(adapter=adapter.name, module=shape.module),
-        hint=f"this layer needs rank {rank_for(dense, limit)}: give it with --approximate-rank, "
-        "allow a larger error, or put the adapter into the base's weights with --merge",
-    )
+def _needed_rank(
+    adapter: Adapter,
+    costly: Sequence[ModuleShape],
+    base: BaseModules,
+    limit: float,
+    progress: Progress,
+) -> int:
+    """The smallest rank that brings every layer without a low rank within the limit."""
+    needed = 1
+    for number, shape in enumerate(costly):
+        progress(f"rank that adapter {adapter.name} needs", number, len(costly))
+        lowered = adapter.lower(shape.module, base)
+        if isinstance(lowered, Dense):
+            needed = max(needed, rank_for(lowered, limit))
+    return needed
 
 
 def _approximated(adapter: Adapter, shape: ModuleShape, rank: int, error: float) -> Finding:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.description import ParameterShape
-from lora_quant.errors import AttachPointError, Where
+from lora_quant.adapters.lowered import Need
+from lora_quant.errors import AttachPointError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.name_table import NameTable
 from lora_quant.graph.parameters import find_parameter, parameter_values
 from lora_quant.graph.records import ReplacedParameter
 from lora_quant.graph.ties import tied_output
@@ -40,7 +42,8 @@ def find_replacements(
 ) -> tuple[tuple[Replacement, ...], tuple[Finding, ...]]:
     """All replacements, and what was noticed.
 
-    Raises AttachPointError for a parameter that the graph does not have or that does not fit it.
+    Raises AttachPointError for a parameter that the graph does not have or that does not fit it,
+    UnsupportedAdapterError for one that the adapter's own update is computed from.
     """
     found: list[Replacement] = []
     findings: list[Finding] = []
@@ -59,9 +62,11 @@ def find_replacements(
             if shape.rows is None and _is_as_it_was(base, adapter, parameter, target):
                 findings.append(_unchanged(adapter, parameter))
                 continue
+            _check_not_read(base, adapter, shape, target)
             found.append(Replacement(adapter.name, shape, target))
             tied = tied_output(base, target, shape.rows or ()) if shape.with_ties else None
             if tied is not None:
+                _check_not_read(base, adapter, shape, tied)
                 found.append(Replacement(adapter.name, shape, tied))
                 findings.append(_tied(adapter, shape, tied))
         _check_shared(adapter, [one for one in found if one.adapter == adapter.name])
@@ -103,7 +108,16 @@ def _check_shape(shape: ParameterShape, target: ReplacedParameter, where: Where)
     logical = tuple(reversed(stored)) if target.transposed else stored
     fits = shape.shape == logical
     if shape.rows is not None:
-        fits = shape.shape[1:] == logical[1:] and max(shape.rows, default=0) < logical[0]
+        fits = shape.shape[1:] == logical[1:]
+    beyond = [row for row in shape.rows or () if row >= logical[0]]
+    if beyond:
+        raise AttachPointError(
+            f"the adapter replaces row {beyond[0]} of {shape.parameter!r}, which has {logical[0]} "
+            "rows in the graph",
+            where=where,
+            hint="export the base graph from the model with its embeddings resized as they were in "
+            "training",
+        )
     if not fits:
         raise AttachPointError(
             f"the adapter's {shape.parameter!r} has shape {list(shape.shape)}, the graph's has "
@@ -126,6 +140,39 @@ def _is_as_it_was(
     with np.errstate(over="ignore"):  # what does not fit the base's dtype is another value
         given = given.astype(own.dtype)
     return bool(np.array_equal(stored.astype(own.dtype).reshape(own.shape), own))
+
+
+def _check_not_read(
+    base: BaseGraph, adapter: Adapter, shape: ParameterShape, target: ReplacedParameter
+) -> None:
+    """The graph has the old weight only: an update that reads the weight was trained on the new."""
+    reading = NameTable(m for m, one in adapter.shapes.items() if one.need is Need.WEIGHT)
+    if not reading.paths:
+        return
+    path, _, leaf = target.parameter.rpartition(".")
+    readers = [path] if leaf == "weight" else []
+    for nodes in (base.catalog, base.catalog.embeddings):
+        for product, linear in nodes.linears.items():
+            if linear.weight == target.weight.name:
+                readers.append(nodes.name_of(product) or product)
+    module = next((module for reader in readers for module in reading.find(reader)), None)
+    if module is None:
+        return
+    hint = "export a base that holds the new values"
+    if shape.rows is None:
+        hint += ", or, if they were not trained, save the adapter without them "
+        hint += "(save_embedding_layers=False)"
+    raise UnsupportedAdapterError(
+        f"the adapter replaces {shape.parameter!r}, from which its update of module {module!r} is "
+        "computed, expected the values that the graph has",
+        where=Where(
+            file=adapter.checkpoint.tensors.path,
+            adapter=adapter.name,
+            module=module,
+            tensor=shape.tensor,
+        ),
+        hint=hint,
+    )
 
 
 def _tied(adapter: Adapter, shape: ParameterShape, tied: ReplacedParameter) -> Finding:

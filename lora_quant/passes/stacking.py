@@ -19,11 +19,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from lora_quant.adapters.adapter import Adapter
+from lora_quant.adapters.lowered import Need
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
 from lora_quant.graph.attach import Resolution
-from lora_quant.graph.name_table import same_module
+from lora_quant.graph.name_table import NameTable
 from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.replacements import Replacement
 
 
 def check_stacking(compilation: Compilation) -> None:
@@ -134,41 +136,103 @@ def _check_routers(
 def _check_parameters(
     compilation: Compilation, use_case: UseCaseInputConfig, used: list[Adapter]
 ) -> None:
-    owners: dict[str, str] = {}
+    owners: dict[str, Replacement] = {}
     for adapter in used:
-        for parameter in adapter.parameters:
-            other = owners.setdefault(parameter, adapter.name)
-            if other != adapter.name:
+        for one in compilation.replacements:
+            if one.adapter != adapter.name:
+                continue
+            other = owners.setdefault(one.target.weight.name, one)
+            if other.adapter != one.adapter:
                 raise UnsupportedAdapterError(
-                    f"adapters {other!r} and {adapter.name!r} both replace {parameter!r}",
+                    _both_replace(other, one),
                     where=Where(file=compilation.config_file, use_case=use_case.name),
                     hint="use them in separate use cases",
                 )
-    for parameter, owner in owners.items():
-        _check_scaled(compilation, use_case, used, owner, parameter)
+    for adapter in used:
+        others = [one for one in owners.values() if one.adapter != adapter.name]
+        if others:
+            _check_made_for_base(compilation, use_case, adapter, others)
+            _check_updated(compilation, use_case, adapter, others)
 
 
-def _check_scaled(
+def _both_replace(first: Replacement, second: Replacement) -> str:
+    names = f"adapters {first.adapter!r} and {second.adapter!r}"
+    one, other = first.shape.parameter, second.shape.parameter
+    if one == other:
+        return f"{names} both replace {one!r}"
+    return f"{names} replace {one!r} and {other!r}, which are one parameter of the base"
+
+
+def _check_made_for_base(
     compilation: Compilation,
     use_case: UseCaseInputConfig,
-    used: list[Adapter],
-    owner: str,
-    parameter: str,
+    adapter: Adapter,
+    replaced: list[Replacement],
 ) -> None:
-    """A weight or bias that is replaced may not be of a module that another adapter scales."""
-    own = parameter.rpartition(".")[0]
-    for other in used:
-        for module, shape in other.shapes.items():
-            is_scaled = other.name != owner and shape.vectors & {"g", "h"}
-            if is_scaled and same_module(own, module):
-                raise UnsupportedAdapterError(
-                    f"adapter {owner!r} replaces {parameter!r}, which is of a module that "
-                    f"adapter {other.name!r} scales as the base has it",
-                    where=Where(
-                        file=compilation.config_file, use_case=use_case.name, module=module
-                    ),
-                    hint="use them in separate use cases",
-                )
+    """What others replace may not be of a module that the adapter scales or computes from."""
+    resolution: Resolution = compilation.having("resolution")
+    scaled = {m for m, shape in adapter.shapes.items() if shape.vectors & {"g", "h"}}
+    modules = sorted(scaled | _read_from_base(adapter))
+    weights = {resolution.place(module)[0].linear.weight: module for module in modules}
+    known = NameTable(modules)
+    paths = NameTable(one.target.parameter.rpartition(".")[0] for one in replaced)
+    spelled = {path: module for module in modules for path in paths.find(module)}
+    for one in replaced:
+        path = one.target.parameter.rpartition(".")[0]
+        module = weights.get(one.target.weight.name) or spelled.get(path)
+        module = module or next(iter(known.find(path)), None)
+        if module is None:
+            continue
+        how = (
+            f"that adapter {adapter.name!r} scales as the base has it"
+            if module in scaled
+            else f"whose update in adapter {adapter.name!r} is computed from what the base has"
+        )
+        raise UnsupportedAdapterError(
+            f"adapter {one.adapter!r} replaces {one.target.parameter!r}, which is of a module "
+            f"{how}",
+            where=Where(file=compilation.config_file, use_case=use_case.name, module=module),
+            hint="use them in separate use cases",
+        )
+
+
+def _check_updated(
+    compilation: Compilation,
+    use_case: UseCaseInputConfig,
+    adapter: Adapter,
+    replaced: list[Replacement],
+) -> None:
+    """A weight that others replace, whole or in rows, may not be one that the adapter updates.
+
+    The update was trained on the weight as the base has it.
+    """
+    resolution: Resolution = compilation.having("resolution")
+    weights = {resolution.place(m)[0].linear.weight: m for m in adapter.shapes}
+    for one in replaced:
+        module = weights.get(one.target.weight.name)
+        if module is not None:
+            raise UnsupportedAdapterError(
+                f"adapter {one.adapter!r} replaces {one.target.parameter!r}, which is the weight "
+                f"of a module that adapter {adapter.name!r} updates",
+                where=Where(file=compilation.config_file, use_case=use_case.name, module=module),
+                hint="use them in separate use cases",
+            )
+
+
+def _read_from_base(adapter: Adapter) -> set[str]:
+    """Modules whose update is computed from the base's weight or bias.
+
+    The files tell: once such a module is lowered, its shape needs nothing of the base any more.
+    Of the sizes alone nothing but a shift is made with the bias.
+    """
+    shapes = adapter.shapes
+    if adapter.stored is not None:
+        shapes = adapter.rule.describe(adapter.checkpoint).shapes
+    return {
+        module
+        for module, shape in shapes.items()
+        if shape.need is Need.WEIGHT or (shape.need is Need.SIZES and "c" in shape.vectors)
+    }
 
 
 def _check_prompts(

@@ -46,14 +46,15 @@ def compare(
     wanted: Mapping[str, NDArray[Any]],
     plain: Mapping[str, NDArray[Any]],
     tolerance: float,
-    floor: float,
+    floors: Mapping[str, float],
     *,
     gates: str = "",
     without_loss: Mapping[str, NDArray[Any]] | None = None,
 ) -> list[OutputError]:
     """The error of every output that has elements; `plain` are the outputs of the base graph.
 
-    `without_loss` are those with exact updates, where `wanted` has approximations.
+    `floors` tells what rounding may change in each output of floats. `without_loss` are outputs
+    with exact updates, where `wanted` has approximations.
 
     Raises VerificationError if there is none: then nothing would be compared.
     """
@@ -62,9 +63,11 @@ def compare(
         if reference.size == 0 and got[name].size == 0:
             continue
         exact = not np.issubdtype(reference.dtype, np.floating)
-        measure = _differing if exact else _largest
+        measure = _differing if exact else largest_difference
         effect = measure(reference, plain[name])
-        magnitude = reference.size if exact else _largest(reference, np.zeros_like(reference))
+        magnitude = (
+            reference.size if exact else largest_difference(reference, np.zeros_like(reference))
+        )
         results.append(
             OutputError(
                 use_case=use_case,
@@ -72,7 +75,7 @@ def compare(
                 error=measure(got[name], reference),
                 effect=effect,
                 magnitude=magnitude,
-                bound=0.0 if exact else tolerance * effect + floor * magnitude,
+                bound=0.0 if exact else tolerance * effect + floors[name],
                 exact=exact,
                 gates=gates,
                 from_exact=None if without_loss is None else measure(got[name], without_loss[name]),
@@ -89,7 +92,16 @@ def compare(
     return results
 
 
-def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
+def equal(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether outputs are the same bit for bit, but for the sign of zeros; NaN equals NaN."""
+    return all(
+        np.array_equal(one[name], values, equal_nan=values.dtype.kind == "f")
+        for name, values in other.items()
+    )
+
+
+def largest_difference(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """max|one - other|, NaN for other shapes or where the difference is not finite."""
     if one.shape != other.shape:
         return float("nan")
     difference = np.abs(one.astype(np.float64) - other.astype(np.float64))

@@ -47,7 +47,7 @@ class CompiledGraph:
         if alpha is not None:
             feeds[alpha.tensor] = alpha_values(self._manifest, use_case)
             if alpha.gate is not None:
-                feeds[alpha.gate] = gate_values(self._manifest, use_case, gate)
+                feeds[alpha.gate.tensor] = gate_values(self._manifest, use_case, gate)
         if weights is not None:
             with safe_open(str(weights), "numpy") as file:
                 feeds.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118

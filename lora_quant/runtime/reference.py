@@ -13,7 +13,7 @@ depends on the token gets nodes of its own, see lora_quant.runtime.token_paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,14 +66,24 @@ class Reference:
             edit.open_node(name, linear, [spec for spec in self._paths if spec.node == name])
         self._engine = Engine(edit.exported(), view.path.parent, view.path)
 
-    def run(self, inputs: Mapping[str, Array], change: BaseChange) -> dict[str, Array]:
-        """Outputs with a change of the base; those of the base itself with BaseChange()."""
-        feeds = {**inputs, **self._constants, **change.constants}
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        change: BaseChange,
+        move: Callable[[Array], Array] = lambda values: values,
+    ) -> dict[str, Array]:
+        """Outputs with a change of the base; those of the base itself with BaseChange().
+
+        `move` is put on every weight and constant that may change.
+        """
+        constants = {**self._constants, **change.constants}
+        feeds = {**inputs, **{name: move(values) for name, values in constants.items()}}
         for name, linear in self._nodes.items():
             node = change.nodes.get(name)
             weight = self._weights[name] if node is None else node.weight
             if node is None and change.constants:
                 weight = linear.ungrouped(change.constants)
+            weight = move(weight)
             feeds[f"{name}/weight"] = weight if linear.is_out_in else weight.T
             added = np.zeros(linear.shape[0], linear.dtype) if node is None else node.added
             feeds[f"{name}/added"] = added.reshape(linear.value_shape)

@@ -2,13 +2,12 @@
 
 A use case passes if, for every output,
 
-    max|y - y_ref|  <=  tolerance * max|y_ref - y_base|  +  floor * max|y_ref|
+    max|y - y_ref|  <=  tolerance * max|y_ref - y_base|  +  floor
 
 The first term scales with what the adapter does, so that a wrong strength cannot hide behind a
-large base. The second is rounding: both sides evaluate the same sums in another order. Each node
-that adapters change, with what follows it, is off by a few units in the last place of the graph's
-type (4 are allowed), and these add up like a random walk over the nodes. Outputs of integers and
-booleans have to be equal.
+large base. The second is rounding: both sides evaluate the same sums in another order. It is
+measured on the reference, see lora_quant.runtime.rounding. Outputs of integers and booleans have to
+be equal.
 
 gates             on and off for whole sequences, and on for every second token: the application
                   chooses the values, and what it adds is linear in them
@@ -20,11 +19,9 @@ merged packs      the merged graph for its one use case; there is nothing to swi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +32,7 @@ from lora_quant.errors import VerificationError, Where
 from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.runtime.approximation import Approximations, LayerError
 from lora_quant.runtime.base_view import Array, BaseView
-from lora_quant.runtime.comparison import OutputError, compare
+from lora_quant.runtime.comparison import OutputError, compare, equal
 from lora_quant.runtime.compiled import CompiledGraph
 from lora_quant.runtime.engine import Engine
 from lora_quant.runtime.feeds import Feeds, check_types, first_of
@@ -44,12 +41,12 @@ from lora_quant.runtime.pack import Pack, open_pack
 from lora_quant.runtime.parameter_places import find_places
 from lora_quant.runtime.prompts import read_prompt, with_prompt
 from lora_quant.runtime.reference import BaseChange, Reference
+from lora_quant.runtime.rounding import rounding_floors
 from lora_quant.runtime.sites import find_sites
 from lora_quant.runtime.updates import Updates
 from lora_quant.runtime.verification import Unverified, Verification
 
 DEFAULT_TOLERANCE = 1e-4
-UNITS_PER_NODE = 4
 
 
 def verify(
@@ -119,8 +116,6 @@ class _Run:
         self._reference = Reference(
             view, self._updates.nodes, self._updates.constants, self._updates.paths()
         )
-        count = max(len(self._updates.nodes), 1)
-        self._floor = UNITS_PER_NODE * math.sqrt(count) * self._reference.unit
         self._base_exact: bool | None = None
         self._errors: list[OutputError] = []
         self._layers: list[LayerError] = []
@@ -132,7 +127,7 @@ class _Run:
         self._compiled = CompiledGraph(*self._pack.graph("qairt"), self._manifest)
         if self._manifest.merged is None:
             got = self._compiled.run(self._feeds.of(None), None, None)
-            self._base_exact = _equal(got, self._plain[None])
+            self._base_exact = equal(got, self._plain[None])
 
     def compare(self, use_case: UseCaseRecord) -> None:
         """Run one use case on both sides, in every setting of its gates."""
@@ -151,14 +146,14 @@ class _Run:
         plain = self._plain[_key(use_case.prompt)]
         for case in self._cases(use_case, feeds):
             got = self._compiled.run(feeds, use_case, weights, case.gate)
-            wanted, exact = self._wanted(use_case, strengths, weights, theirs, case)
+            wanted, exact, floors = self._wanted(use_case, strengths, weights, theirs, case)
             compared = compare(
                 use_case.name,
                 got,
                 wanted,
                 plain,
                 self._tolerance,
-                self._floor,
+                floors,
                 gates=case.gates,
                 without_loss=exact,
             )
@@ -266,26 +261,29 @@ class _Run:
         weights: Path | None,
         feeds: Mapping[str, Array],
         case: _Case,
-    ) -> tuple[dict[str, Array], dict[str, Array] | None]:
-        """The outputs of the reference; with approximations also those of the exact update."""
+    ) -> tuple[dict[str, Array], dict[str, Array] | None, dict[str, float]]:
+        """Outputs of the reference, those with exact updates if any is approximated, and floors."""
         per_token = case.gate if case.gate is not None and case.gate.size > 1 else None
 
-        def outputs(substitute: Approximations | None) -> dict[str, Array]:
-            change: BaseChange = self._updates.change(
+        def changed(substitute: Approximations | None) -> BaseChange:
+            return self._updates.change(
                 strengths,
                 gate=per_token,
                 gates_on=case.on,
                 substitute=None if substitute is None else substitute.substitute,
             )
-            return self._reference.run(feeds, change)
 
-        if weights is None or not any(self._is_approximated(name) for name in strengths):
-            return outputs(None), None
-        approximations = Approximations(self._manifest, use_case, weights, self._gains)
-        wanted = outputs(approximations)
+        approximations = None
+        if weights is not None and any(self._is_approximated(name) for name in strengths):
+            approximations = Approximations(self._manifest, use_case, weights, self._gains)
+        change = changed(approximations)
+        wanted = self._reference.run(feeds, change)
+        floors = rounding_floors(self._reference, feeds, change, wanted)
+        if approximations is None:
+            return wanted, None, floors
         if case.on and per_token is None:
             self._layers += approximations.errors
-        return wanted, outputs(None)
+        return wanted, self._reference.run(feeds, changed(None)), floors
 
     def _is_approximated(self, adapter: str) -> bool:
         return any(shape.dense for shape in self._adapters[adapter].shapes.values())
@@ -293,10 +291,3 @@ class _Run:
 
 def _key(prompt: PromptRecord | None) -> str | None:
     return None if prompt is None else prompt.adapter
-
-
-def _equal(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    return all(
-        np.array_equal(one[name], values, equal_nan=values.dtype.kind == "f")
-        for name, values in other.items()
-    )

@@ -17,6 +17,7 @@ from lora_quant.config.manifest_records import (
     AttachPointRecord,
     BaseRecord,
     BranchTensors,
+    GateRecord,
     InputRecord,
     ModuleRecord,
     PackFile,
@@ -30,9 +31,11 @@ from lora_quant.config.manifest_records import (
     UseCaseRecord,
     VectorRecord,
 )
+from lora_quant.graph.attach import Resolution
 from lora_quant.graph.data_files import sampled_sha256, sha256_of
-from lora_quant.graph.records import Branch, BranchedGraph
+from lora_quant.graph.records import Branch, BranchedGraph, ScaleRecord
 from lora_quant.graph.updatable_weights import updatable_weights
+from lora_quant.passes.beyond_alpha import beyond_alpha
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.slots import Slot, SlotTable
 from lora_quant.targets.pack_folder import PackFolder
@@ -54,6 +57,7 @@ def build_manifest(
         max_rank=branched.max_rank,
         alpha=_alpha(compilation, branched),
         merged=compilation.options.merge,
+        merged_modules=None if compilation.options.merge is None else _merged_modules(compilation),
         base=_base(compilation, folder),
         inputs=tuple(inputs.records),
         adapters=tuple(
@@ -62,6 +66,7 @@ def build_manifest(
                 kind=a.checkpoint.config.peft_type,
                 format=a.checkpoint.format,
                 task_id=a.checkpoint.config.fields.get(TASK_FIELD),
+                invocation_tokens=_invocation_tokens(a),
                 max_error=a.max_error,
                 rank=a.rank,
                 scale=a.scale,
@@ -158,8 +163,32 @@ def _alpha(compilation: Compilation, branched: BranchedGraph) -> AlphaRecord | N
         layout=compilation.options.alpha_layout,
         dtype=scale.alpha.dtype,
         shape=scale.alpha.shape,
-        gate=None if scale.gate is None else scale.gate.name,
+        gate=_gate(scale),
     )
+
+
+def _gate(scale: ScaleRecord) -> GateRecord | None:
+    if scale.gate is None:
+        return None
+    return GateRecord(tensor=scale.gate.name, dtype=scale.gate.dtype, shape=scale.alpha.shape)
+
+
+def _invocation_tokens(adapter: Adapter) -> tuple[int, ...]:
+    if not any(shape.gated for shape in adapter.shapes.values()):
+        return ()
+    return adapter.checkpoint.config.indices("alora_invocation_tokens")
+
+
+def _merged_modules(compilation: Compilation) -> int:
+    """Modules that adapters change, by their names in the graph where they have an attach point."""
+    resolution: Resolution = compilation.having("resolution")
+    names = {
+        module: resolution.place(module)[1].module
+        for adapter in compilation.having("adapters").values()
+        for module in adapter.shapes
+    }
+    owners = {one.target.parameter.rpartition(".")[0] for one in compilation.replacements}
+    return len(set(names.values()) | {names.get(owner, owner) for owner in owners})
 
 
 def _use_case(compilation: Compilation, name: str, owned: Sequence[Slot]) -> UseCaseRecord:
@@ -182,6 +211,7 @@ def _use_case(compilation: Compilation, name: str, owned: Sequence[Slot]) -> Use
             alpha=s.alpha,
             scale=s.scale,
             gated=any(shape.gated for shape in adapters[s.adapter].shapes.values()),
+            beyond_alpha=beyond_alpha(compilation, adapters[s.adapter]),
         )
         for s in owned
     )

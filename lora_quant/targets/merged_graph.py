@@ -32,7 +32,6 @@ def write_merged_graph(compilation: Compilation, folder: PackFolder, target: str
     if name is None:
         raise TypeError("the options do not say which use case is merged")
     _check_encodings(compilation, name)
-    _check_place(compilation)
     data = write_merged(
         compilation.base,
         compilation.having("resolution").points,
@@ -72,12 +71,3 @@ def _check_encodings(compilation: Compilation, name: str) -> None:
                 ),
                 hint="leave quant_overrides out, and quantize the merged graph anew",
             )
-
-
-def _check_place(compilation: Compilation) -> None:
-    if compilation.options.beside_base:
-        raise ConfigError(
-            "merge is given with beside_base: the base's data file cannot serve both",
-            where=Where(field="beside_base"),
-            hint="leave one of them out",
-        )

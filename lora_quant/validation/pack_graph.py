@@ -57,7 +57,7 @@ def _wanted_inputs(manifest: Manifest) -> Iterator[tuple[str, str, str, tuple[in
     if alpha is not None:
         yield "the strengths", "graph-alpha", alpha.tensor, alpha.shape
         if alpha.gate is not None:
-            yield "the gates", "graph-gate", alpha.gate, (None, None, *alpha.shape)
+            yield "the gates", "graph-gate", alpha.gate.tensor, (None, None, *alpha.gate.shape)
     for use_case in manifest.use_cases:
         prompt = use_case.prompt
         if prompt is None:

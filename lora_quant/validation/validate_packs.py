@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lora_quant.config.finding_records import portable_relative
-from lora_quant.errors import GraphError, PackError
+from lora_quant.errors import GraphError, PackDefectError
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.saving import check_model_file
 from lora_quant.passes.compilation import Compilation
@@ -37,7 +37,7 @@ class ValidatePacks:
     ensures: ClassVar[tuple[Condition, ...]] = ()
 
     def run(self, compilation: Compilation) -> PassResult:
-        """Raises PackError if a file fails its own checks; nothing is published then.
+        """Raises PackDefectError if a file fails its own checks; nothing is published then.
 
         Raises GraphError instead if the base graph is what fails the check of the pack's graph.
         """
@@ -53,7 +53,7 @@ class ValidatePacks:
         lines = [_line(f, folder) for f in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
             lines.append(f"and {len(errors) - _SHOWN} more")
-        raise PackError(
+        raise PackDefectError(
             "the pack that was written fails its own checks, and was not published:\n  "
             + "\n  ".join(lines),
             hint="this is a defect of lora-quant or of a plugin: please report it with these lines",

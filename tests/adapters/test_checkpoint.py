@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from lora_quant.adapters.files.checkpoint import open_checkpoint
@@ -32,10 +33,45 @@ def test_weights_may_have_another_name(tmp_path: Path) -> None:
     renamed = tmp_path / "best.safetensors"
     (tmp_path / "adapter_model.safetensors").rename(renamed)
     assert open_checkpoint(renamed).tensors.path == renamed
+    assert open_checkpoint(tmp_path).tensors.path == renamed
+    assert open_checkpoint(tmp_path / "adapter_config.json").tensors.path == renamed
+
+
+def test_what_a_training_leaves_is_not_taken_for_the_weights(tmp_path: Path) -> None:
+    write(tmp_path, pair(Q0))
+    renamed = tmp_path / "best.safetensors"
+    (tmp_path / "adapter_model.safetensors").rename(renamed)
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        (tmp_path / name).write_bytes(b"not read")
+    assert open_checkpoint(tmp_path).tensors.path == renamed
+    renamed.unlink()
+    with pytest.raises(InputMissingError, match=r"has no adapter_model\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a.safetensors", "b.safetensors"), ("adapter_model-00001-of-00002.safetensors",)],
+    ids=["two", "a part"],
+)
+def test_weights_of_another_name_are_taken_only_if_there_is_no_doubt(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    write(tmp_path, pair(Q0))
+    (tmp_path / "adapter_model.safetensors").unlink()
+    for name in names:
+        (tmp_path / name).write_bytes(b"not read")
     with pytest.raises(InputMissingError, match=r"has no adapter_model\.safetensors") as caught:
         open_checkpoint(tmp_path)
-    assert caught.value.hint is not None
-    assert "best.safetensors" in caught.value.hint
+    assert f"name the file itself: {', '.join(names)}" in (caught.value.hint or "")
+
+
+def test_a_file_beside_a_folder_with_an_adapter_is_not_taken_for_it(tmp_path: Path) -> None:
+    write(tmp_path / "tone", pair(Q0))
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(InputMissingError, match=r"no adapter_config\.json") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.hint == "did you mean its sub-folder 'tone'?"
 
 
 def test_a_folder_of_adapters_is_refused_with_their_names(tmp_path: Path) -> None:
@@ -86,11 +122,51 @@ def test_tar_files_of_old_torch_are_refused(tmp_path: Path) -> None:
         open_checkpoint(file)
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", bytes(16), b"{}", b"\x80", b"PK\x05\x06"])
+@pytest.mark.parametrize("data", [b"GIF89a", bytes(16), b"{}", b"\x80", b"PK\x05\x06", b"\x08"])
 def test_an_unknown_file_is_refused_with_what_was_looked_for(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "adapter.safetensors"
     path.write_bytes(data)
-    with pytest.raises(AdapterError, match=r"the file begins with b'.*', expected safetensors"):
+    with pytest.raises(AdapterError, match="of no format that is known here, expected safetensors"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "hint"),
+    [
+        (b"", "the file is empty", "save or download the adapter again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n",
+            "the file is a pointer of git-lfs, and the weights it stands for are not here",
+            "git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html>\n<html>", "the file is a web page", "download the file itself"),
+        (b"\xef\xbb\xbf<HTML>{}", "the file is a web page", "download the file itself"),
+        (
+            onnx.ModelProto(ir_version=10, producer_name="pytorch").SerializeToString(),
+            "the file is an ONNX graph",
+            "the graph as the base model",
+        ),
+    ],
+    ids=["empty", "git-lfs", "page", "page with a mark", "onnx"],
+)
+def test_a_file_that_is_no_checkpoint_is_called_by_its_name(
+    tmp_path: Path, data: bytes, message: str, hint: str
+) -> None:
+    write(tmp_path, pair(Q0))
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(AdapterError) as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.message.startswith(message)
+    assert "expected safetensors, a zip archive of torch.save or GGUF" in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert caught.value.where.file == path
+
+
+def test_a_graph_is_told_by_its_name_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x3a\x02\x0a\x00")
+    with pytest.raises(AdapterError, match="the file is an ONNX graph"):
         open_checkpoint(path)
 
 
@@ -144,10 +220,13 @@ def test_without_a_configuration_every_format_says_what_it_is_told_by(tmp_path: 
     for form in FORMATS:
         assert f"{form.name}: {form.signature}" in caught.value.message
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "style.safetensors")
+    with pytest.raises(InputMissingError, match="of no format that does without it"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "more.safetensors").write_bytes(b"not read")
     with pytest.raises(InputMissingError, match="no weights under a known name") as caught:
         open_checkpoint(tmp_path)
     assert caught.value.hint is not None
-    assert "name the file itself: style.safetensors" in caught.value.hint
+    assert "name the file itself: more.safetensors, style.safetensors" in caught.value.hint
 
 
 def test_a_folder_without_weights_is_an_input_error(tmp_path: Path) -> None:

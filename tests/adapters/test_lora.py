@@ -16,6 +16,7 @@ from lora_quant.adapters.contract import LoweringRule
 from lora_quant.adapters.kinds.lora import LoraRule
 from lora_quant.adapters.lowered import Lowered, ModuleShape
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from lora_quant.findings import Severity
 from tests.adapters.builders import PREFIX, Q0, Q1, RULES, V0, load, low_rank, pair, write
 
 A0 = f"{PREFIX}{Q0}.lora_A.weight"
@@ -169,7 +170,31 @@ def test_a_config_that_says_little_takes_the_framework_defaults(tmp_path: Path) 
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     adapter = load_adapter("tone", tmp_path, RULES)
     assert adapter.shapes[Q0].scale == 1.0
-    assert [f.rule for f in adapter.findings] == ["adapter/targets-not-given"]
+    unknown, alpha = adapter.findings
+    assert unknown.rule == "adapter/targets-not-given"
+    assert (alpha.rule, alpha.severity) == ("adapter/alpha-not-given", Severity.NOTE)
+    assert alpha.message == "the configuration has no lora_alpha: 8 is used, PEFT's default"
+    assert alpha.where.field == "lora_alpha"
+
+
+def test_a_rank_that_is_not_given_is_said_to_be_the_default(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError) as caught:
+        load(tmp_path, pair(Q0, rank=4), r=None)
+    assert caught.value.message == (
+        f"module {Q0!r} has rank 4 in the weights, expected 8, PEFT's default, since the "
+        "configuration has no r"
+    )
+    assert (caught.value.hint or "").startswith("add r, as it was in the training")
+
+
+def test_settings_of_every_module_leave_no_default_to_tell_of(tmp_path: Path) -> None:
+    given = {"r": None, "lora_alpha": None, "rank_pattern": {"q_proj": 4}}
+    adapter = load(tmp_path, pair(Q0, rank=4), **given, alpha_pattern={"q_proj": 2})
+    assert adapter.shapes[Q0].scale == 0.5
+    assert not adapter.findings
+    given["rank_pattern"] = {"q_proj": 8}
+    with pytest.raises(AdapterError, match="expected 8 from the configuration"):
+        load(tmp_path, pair(Q0, rank=4), **given)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +289,14 @@ def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
 
 def test_two_adapters_in_one_file_are_an_error(tmp_path: Path) -> None:
     tensors = pair(Q0, name="tone.") | pair(V0, name="legal.")
-    message = r"tensors of several adapters: \"tone \('.*\)\", \"legal \('"
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(AdapterError) as caught:
         load(tmp_path, tensors, target_modules=["q_proj", "v_proj"])
+    assert caught.value.message == (
+        f"the file holds tensors of 2 adapters: '{PREFIX}{Q0}.lora_A.tone.weight' is of 'tone', "
+        f"'{PREFIX}{V0}.lora_A.legal.weight' of 'legal'"
+    )
+    with pytest.raises(AdapterError, match=r"of 'tone', '.*' of one without a name"):
+        load(tmp_path, pair(Q0, name="tone.") | pair(V0), target_modules=["q_proj", "v_proj"])
 
 
 def test_the_same_module_under_two_prefixes_is_an_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_quant.cli.main import run
+from lora_quant.findings import Finding, Severity
 from tests.adapters.builders import pair, write
 from tests.command_line import command
 from tests.sample import Document, copy_sample, edit_json, edit_yaml, make_float
@@ -270,13 +271,55 @@ def test_wrong_usage(arguments: list[str], text: str, capfd: pytest.CaptureFixtu
         ("--weight-bits", "1", "Error: --weight-bits is 1, expected 2 to 32"),
         ("--rank-multiple", "0", "Error: --rank-multiple is 0, expected 1 to 65536"),
         ("--alpha-name", " ", "Error: --alpha-name is empty"),
-        ("--strict-none", "--force", "Error: --strict-none is set with mode 'adapter_only'"),
+        ("--strict-none", "--force", "Error: --strict-none is given without --mode 'none'; give"),
+        ("--max-error", "0.1", "Error: --max-error is given without --approximate; give both"),
+        ("--approximate", "--force", "Error: --approximate is given without --max-error; say how"),
     ],
 )
 def test_options_out_of_range(option: str, value: str, text: str, build: Build) -> None:
     outcome = build(option, value)
     assert outcome.code == 2
     assert text in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--beside-base"], "--beside-base is given with --merge: the data file of the base"),
+        (["--alpha-layout", "rank"], "--alpha-layout is given with --merge: a merged graph has no"),
+        (["--approximate", "--max-error", "0.1"], "--approximate is given with --merge: it is"),
+        (["--mode", "all"], "--mode is given with --merge: a merged graph has nothing to switch"),
+        (["--rank-multiple", "4"], "--rank-multiple is given with --merge: a merged graph has no"),
+    ],
+)
+def test_what_means_nothing_beside_merge_is_wrong_usage(
+    options: list[str], text: str, build: Build
+) -> None:
+    outcome = build("--merge", "tone", *options)
+    assert outcome.code == 2
+    assert f"Error: {text}" in outcome.err
+    assert outcome.err.endswith("; leave one of them out\n")
+
+
+def test_a_use_case_without_adapters_cannot_be_merged(build: Build, config: Path) -> None:
+    outcome = build("--merge", "base")
+    assert outcome.code == 1
+    assert "use case 'base' names no adapter, so there is nothing to merge" in outcome.err
+    assert "hint:  choose one that does" in outcome.err
+
+
+def test_a_pack_that_fails_its_own_checks_is_a_defect_of_ours(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = Finding("pack/size", Severity.ERROR, "it is too small")
+    monkeypatch.setattr(
+        "lora_quant.validation.validate_packs.check_pack", lambda *_, **__: [finding]
+    )
+    outcome = build()
+    assert outcome.code == 3
+    assert "error LQ510: the pack that was written fails its own checks" in outcome.err
+    assert "it is too small [pack/size]" in outcome.err
+    assert "please report it" in outcome.err
 
 
 def test_a_defect_of_ours_says_so(

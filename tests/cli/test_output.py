@@ -19,6 +19,7 @@ from lora_quant.cli.main import run
 from lora_quant.cli.render import new_console, show_findings
 from lora_quant.config.options import BuildOptions
 from lora_quant.findings import Finding, Severity
+from tests.adapters.fixture_base import KINDS
 from tests.command_line import PROGRAM, command, environment
 from tests.conftest import Packs
 from tests.sample import CONFIG, ROOT, edit_json, keep_use_cases, make_float
@@ -40,6 +41,54 @@ def test_build_tells_what_it_made(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "both      1 tone + 0.6 legal  [0, 4) [4, 12)" in out
     assert "max rank 12, 14 attach points, mode adapter_only, alpha input lora_alpha [2]" in out
     assert out.endswith(f"built {tmp_path / 'out'}\n")
+
+
+def test_a_merged_build_tells_how_many_modules_changed(
+    sample: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_float(sample)
+    out = sample.parent / "out"
+    assert run(["build", str(config), "-o", str(out), "--merge", "legal"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-2] == "merged into the weights of 14 modules"
+
+
+def kinds_config(folder: Path, *cases: str) -> Path:
+    """A configuration of one use case per adapter of the kinds' fixtures."""
+    adapters = [{"name": case, "lora_config": str(KINDS / case)} for case in cases]
+    use_cases = [
+        {
+            "name": case,
+            "adapter_names": [case],
+            "adapter_alphas": [1.0],
+            "model_name": str(KINDS / "bases" / "llama" / "model.onnx"),
+        }
+        for case in cases
+    ]
+    path = folder / "lora_config.yaml"
+    path.write_text(json.dumps({"adapter": adapters, "use-case": use_cases}), encoding="utf-8")
+    return path
+
+
+def test_approximations_are_one_line_per_adapter(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = kinds_config(tmp_path, "c3a", "hira_linear"), tmp_path / "out"
+    options = ["--approximate", "--approximate-rank", "4", "--max-error", "0.99"]
+    assert run(["build", str(config), "-o", str(out), *options]) == 0
+    shown = [line for line in capfd.readouterr().out.splitlines() if "approximated" in line]
+    pack = json.loads((out / "pack.json").read_text(encoding="utf-8"))
+    layers = [f for f in pack["findings"] if f["rule"] == "adapter/approximated"]
+    expected = []
+    for adapter in pack["adapters"]:
+        name, error = adapter["name"], adapter["max_error"]
+        count = sum(f["where"]["adapter"] == name for f in layers)
+        assert count > 1
+        expected.append(
+            f"warning {count} modules of adapter {name!r} are approximated by rank 4, with "
+            f"relative Frobenius errors up to {error:.3g} (adapter/approximated)"
+        )
+    assert shown == expected
 
 
 def test_build_shows_findings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

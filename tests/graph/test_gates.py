@@ -73,7 +73,9 @@ def gate_values(branched: BranchedGraph, tokens: int) -> tuple[dict[str, Array],
     return {branched.scale.gate.name: by_rank if is_rank else by_slot}, by_rank.astype(np.float64)
 
 
-@pytest.mark.parametrize("gates", [{Gate.INPUT}, {Gate.ROUTER}, {Gate.INPUT, Gate.ROUTER}], ids=str)
+@pytest.mark.parametrize(
+    "gates", [{Gate.INPUT}, {Gate.ROUTER}, set(Gate)], ids=["input", "router", "both"]
+)
 @pytest.mark.parametrize("layout", ["slot", "rank"])
 def test_gated_graphs_read_like_their_goldens(
     tmp_path: Path, layout: AlphaLayout, gates: set[Gate]
@@ -243,7 +245,9 @@ def test_a_convolution_and_a_transposed_input_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["as_is", "optimized"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("gates", [{Gate.INPUT}, {Gate.ROUTER}, {Gate.INPUT, Gate.ROUTER}], ids=str)
+@pytest.mark.parametrize(
+    "gates", [{Gate.INPUT}, {Gate.ROUTER}, set(Gate)], ids=["input", "router", "both"]
+)
 def test_a_gated_graph_computes_the_base_until_it_has_weights(
     tmp_path: Path, gates: set[Gate], dtype: str, optimized: bool
 ) -> None:

@@ -21,9 +21,9 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import BuildResult
-from lora_quant.errors import AdapterError, AttachPointError
+from lora_quant.errors import AdapterError, AttachPointError, UnsupportedAdapterError
 from lora_quant.findings import Severity
-from tests.adapters.builders import write
+from tests.adapters.builders import config, write
 from tests.builders import DTYPES, GraphBuilder, save
 from tests.mixes import KINDS, graph_of, mixed, outputs
 from tests.run_graph import largest, run_use_case
@@ -293,6 +293,92 @@ def test_one_of_two_tied_parameters_is_not_replaced_behind_the_others_back(
         built(tmp_path, graph, values_of(parameter))
 
 
+def of_the_head(folder: Path, kind: str, table: Array | None, **fields: Any) -> Path:
+    """An adapter of `lm_head`, beside the table that PEFT saves with an output layer."""
+    rng = np.random.default_rng(8)
+    head = f"{PREFIX}lm_head."
+    given: dict[str, Any] = {"target_modules": ["lm_head"], "r": 2}
+    tensors: dict[str, Array] = {}
+    if kind == "HRA":
+        tensors = {f"{head}hra_u": rng.normal(size=(DIM, 2)).astype(np.float32)}
+        given = {**dict.fromkeys(config()), **given, "peft_type": "HRA"}
+    else:
+        for letter, shape in (("A", (2, DIM)), ("B", (VOCABULARY, 2))):
+            tensors[f"{head}lora_{letter}.weight"] = rng.normal(size=shape).astype(np.float32)
+    if kind == "DoRA":
+        name = f"{head}lora_magnitude_vector.weight"
+        tensors[name] = rng.uniform(1, 2, size=VOCABULARY).astype(np.float32)
+        given["use_dora"] = True
+    if kind == "PiSSA":
+        given["init_lora_weights"] = "pissa"
+    if table is not None:
+        tensors[f"{head}base_layer.weight"] = table
+    return write(folder, tensors, **{**given, **fields})
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "HRA", "PiSSA"])
+@pytest.mark.parametrize("merge", [None, "it"])
+def test_a_weight_that_the_update_is_computed_from_is_not_replaced_beside_it(
+    kind: str, merge: str | None, tmp_path: Path
+) -> None:
+    """PEFT computes such an update from the new weight, which is not in the graph."""
+    base = model()
+    graph = base.save(tmp_path / "base.onnx")
+    table = np.ascontiguousarray(base.weights[HEAD].T)
+    use_cases = {"it": {"tone": 1.0}}
+    kept = {"tone": of_the_head(tmp_path / "kept", kind, table)}
+    result = mixed(tmp_path / "pack", graph, use_cases, paths=kept, merge=merge)
+    assert [f.rule for f in result.findings if f.rule == "adapter/unchanged-parameter"]
+    table[-1, -1] = np.nextafter(table[-1, -1], np.float32(2))
+    new = {"tone": of_the_head(tmp_path / "new", kind, table)}
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        mixed(tmp_path / "refused", graph, use_cases, paths=new, merge=merge)
+    error = caught.value
+    assert error.message == (
+        f"the adapter replaces {HEAD!r}, from which its update of module 'lm_head' is computed, "
+        "expected the values that the graph has"
+    )
+    assert (error.where.adapter, error.where.module) == ("tone", "lm_head")
+    assert error.where.tensor == f"{PREFIX}lm_head.base_layer.weight"
+    assert error.hint == (
+        "export a base that holds the new values, or, if they were not trained, save the adapter "
+        "without them (save_embedding_layers=False)"
+    )
+
+
+def test_a_weight_beside_plain_low_rank_is_replaced(tmp_path: Path) -> None:
+    graph = model().save(tmp_path / "base.onnx")
+    table = values_of(HEAD)[HEAD]
+    paths = {"tone": of_the_head(tmp_path / "tone", "LoRA", table)}
+    result = mixed(tmp_path / "pack", graph, {"it": {"tone": 1.0}}, paths=paths)
+    np.testing.assert_array_equal(pack_weights(result, "it")[HEAD], table.T)
+
+
+@pytest.mark.parametrize("tied", ["one initializer", "two initializers"])
+def test_rows_that_ties_put_into_a_weight_are_not_replaced_where_the_update_is_computed_from_it(
+    tied: str, tmp_path: Path
+) -> None:
+    base = model(tied=tied == "one initializer")
+    if HEAD in base.weights:
+        base.weights[HEAD][...] = base.weights[TABLE].T
+    graph = base.save(tmp_path / "base.onnx")
+    path = of_the_head(
+        tmp_path / "tone", "DoRA", None, trainable_token_indices={"embed_tokens": [1, 2]}
+    )
+    tensors = load_file(path / "adapter_model.safetensors")
+    name = f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
+    tensors[name] = np.ones((2, DIM), np.float32)
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        mixed(tmp_path / "pack", graph, {"it": {"tone": 1.0}}, paths={"tone": path})
+    error = caught.value
+    assert error.message == (
+        f"the adapter replaces {TABLE!r}, from which its update of module 'lm_head' is computed, "
+        "expected the values that the graph has"
+    )
+    assert error.hint == "export a base that holds the new values"
+
+
 @pytest.mark.parametrize(
     ("parameter", "shape"), [(NORM, (5,)), (TABLE, (8, DIM)), (HEAD, (VOCABULARY, 3))]
 )
@@ -312,10 +398,15 @@ def test_a_parameter_of_another_shape_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("rows", "width"), [([0, 9], DIM), ([0, 8], 3)], ids=["beyond the table", "another width"]
+    ("rows", "width", "text"),
+    [
+        ([0, 9], DIM, rf"the adapter replaces row 9 of '{TABLE}', which has 9 rows in the graph"),
+        ([0, 8], 3, r"has shape \[2, 3\], the graph's has"),
+    ],
+    ids=["beyond the table", "another width"],
 )
 def test_rows_that_the_table_does_not_have_are_refused(
-    rows: list[int], width: int, tmp_path: Path
+    rows: list[int], width: int, text: str, tmp_path: Path
 ) -> None:
     graph = model().save(tmp_path / "base.onnx")
     path = adapter(tmp_path / "tone", {}, trainable_token_indices={"embed_tokens": rows})
@@ -323,7 +414,7 @@ def test_rows_that_the_table_does_not_have_are_refused(
     name = f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
     tensors[name] = np.ones((len(rows), width), np.float32)
     save_file(tensors, path / "adapter_model.safetensors")
-    with pytest.raises(AttachPointError, match=rf"has shape \[2, {width}\], the graph's has"):
+    with pytest.raises(AttachPointError, match=text):
         mixed(tmp_path / "pack", graph, {"it": {"tone": 1.0}}, paths={"tone": path})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_quant.errors import AttachPointError, ConfigError, UnsupportedAdapterError
 from tests.builders import GraphBuilder, attention
-from tests.mixes import graph_of, mixed, outputs
+from tests.mixes import KINDS, graph_of, merged_outputs, mixed, outputs
 from tests.run_graph import largest
 
 Array = NDArray[Any]
@@ -295,3 +296,194 @@ def test_a_replaced_bias_does_not_meet_the_scale_of_another(tmp_path: Path) -> N
         "adapter 'lora_bias_only' replaces 'model.layers.0.self_attn.q_proj.bias', which is of a "
         "module that adapter 'ia3_bias' scales as the base has it"
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "parameter", "module"),
+    [
+        ("lora_modules_to_save", "LM", "lm_head.weight", "lm_head"),
+        (
+            "trainable_tokens",
+            "lora_embed_tokens",
+            "model.embed_tokens.weight",
+            "model.embed_tokens",
+        ),
+        (
+            "lora_embedding_table",
+            "lora_embed_tokens",
+            "model.embed_tokens.weight",
+            "model.embed_tokens",
+        ),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("merge", [None, "it"])
+def test_a_replaced_weight_does_not_meet_another_adapters_update_of_it(
+    first: str,
+    second: str,
+    parameter: str,
+    module: str,
+    turned: bool,
+    merge: str | None,
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(2)
+    paths: dict[str, Path] = {}
+    if second == "LM":
+        table = load_file(KINDS / "bases" / "llama" / "weights.safetensors")["lm_head.weight"]
+        out, inner = table.shape
+        head = {
+            f"base_model.model.lm_head.lora_{letter}.weight": rng.normal(size=shape)
+            for letter, shape in (("A", (2, inner)), ("B", (out, 2)))
+        }
+        path = write(tmp_path / second, head, peft_type="LORA", target_modules=["lm_head"], r=2)
+        paths = {second: path}
+    names = [second, first] if turned else [first, second]
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        mixed(
+            tmp_path / "pack",
+            graph_of("llama"),
+            {"it": dict.fromkeys(names, 1.0)},
+            paths=paths,
+            merge=merge,
+        )
+    assert caught.value.message == (
+        f"adapter {first!r} replaces {parameter!r}, which is the weight of a module that adapter "
+        f"{second!r} updates"
+    )
+    assert caught.value.where.module == module
+    assert caught.value.hint == "use them in separate use cases"
+
+
+def test_a_replaced_weight_and_an_update_of_it_share_a_pack_in_separate_use_cases(
+    tmp_path: Path,
+) -> None:
+    given = {"rows": {"trainable_tokens": 1.0}, "low": {"lora_embed_tokens": 0.5}}
+    assert mixed(tmp_path / "pack", graph_of("llama"), given).manifest.max_rank > 0
+
+
+def saved(folder: Path, name: str, values: Array, **config: Any) -> Path:
+    """An adapter that replaces one parameter and adapts no module."""
+    given = {"peft_type": "LORA", "target_modules": [], "r": 2} | config
+    return write(folder, {f"base_model.model.{name}": values}, **given)
+
+
+def refused(folder: Path, graph: Path, **options: Any) -> UnsupportedAdapterError:
+    """What is said of the adapters of the folder in one use case."""
+    paths = {file.parent.name: file.parent for file in sorted(folder.glob("*/adapter_config.json"))}
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        mixed(folder / "pack", graph, {"it": dict.fromkeys(paths, 1.0)}, paths=paths, **options)
+    assert caught.value.hint == "use them in separate use cases"
+    assert caught.value.where.use_case == "it"
+    return caught.value
+
+
+def test_a_bias_under_two_spellings_belongs_to_one_adapter(tmp_path: Path) -> None:
+    graph, _, b = one_layer(tmp_path)
+    saved(tmp_path / "a", "fc.bias", b + 1, bias="all")
+    saved(tmp_path / "b", "net.fc.bias", b + 2, bias="all")
+    assert refused(tmp_path, graph).message == (
+        "adapters 'a' and 'b' replace 'fc.bias' and 'net.fc.bias', which are one parameter of the "
+        "base"
+    )
+
+
+def test_a_tied_head_belongs_to_one_adapter(tmp_path: Path) -> None:
+    """Trained tokens are put into the head as well, which another adapter replaces as a whole."""
+    shutil.copytree(KINDS / "lora_trainable_tokens_tied", tmp_path / "a")
+    table = load_file(KINDS / "bases" / "llama_tied" / "weights.safetensors")[
+        "model.embed_tokens.weight"
+    ]
+    saved(tmp_path / "b", "lm_head.weight", table + 1, modules_to_save=["lm_head"])
+    assert refused(tmp_path, graph_of("llama_tied")).message == (
+        "adapters 'a' and 'b' replace 'model.embed_tokens.weight' and 'lm_head.weight', which are "
+        "one parameter of the base"
+    )
+
+
+def reading(folder: Path, kind: str) -> Path:
+    """An adapter of `fc` whose update is computed from the base's weight or bias."""
+    rng = np.random.default_rng(9)
+    config: dict[str, Any] = {"peft_type": kind.split()[0]}
+    if kind == "HRA":
+        config["r"] = 2
+        tensors = {f"{FC}.hra_u": rng.normal(size=(IN, 2))}
+    elif kind == "ROAD":
+        tensors = {f"{FC}.road_{name}": rng.normal(size=2) for name in ("theta", "alpha")}
+        config |= {"variant": "road_1", "group_size": 4}
+    else:
+        tensors = {f"{FC}.glora_{path}.zeros": np.zeros((OUT, IN)) for path in "AB"}
+        tensors |= {f"{FC}.glora_{path}.X": rng.normal(size=1) for path in "DE"}
+        form = "none" if kind.endswith("without C") else "vector"
+        column = rng.normal(size=(IN, 1))
+        tensors |= (
+            {f"{FC}.glora_C.zeros": 0 * column} if form == "none" else {f"{FC}.glora_C.X": column}
+        )
+        config |= {"config_A_B": "none", "config_C": form, "config_D_E": "constant"}
+    return write(folder, tensors, **config)
+
+
+@pytest.mark.parametrize("parameter", ["fc.weight", "fc.bias", "net.fc.bias"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("HRA", {}),
+        ("HRA", {"merge": "it"}),
+        ("ROAD", {"merge": "it"}),
+        ("GLORA", {}),
+        ("GLORA without C", {}),
+        ("GLORA without C", {"merge": "it"}),
+    ],
+    ids=str,
+)
+def test_what_an_update_is_computed_from_is_not_replaced_by_another_adapter(
+    kind: str, options: dict[str, Any], parameter: str, tmp_path: Path
+) -> None:
+    graph, W, b = one_layer(tmp_path)
+    reading(tmp_path / "other", kind)
+    values = W.T + 1 if parameter.endswith("weight") else b + 1
+    saved(tmp_path / "saved", parameter, values, modules_to_save=["fc"])
+    error = refused(tmp_path, graph, **options)
+    assert error.message == (
+        f"adapter 'saved' replaces {parameter!r}, which is of a module whose update in adapter "
+        "'other' is computed from what the base has"
+    )
+    assert error.where.module == "fc"
+
+
+def test_a_tied_weight_that_another_update_is_computed_from_is_not_replaced(tmp_path: Path) -> None:
+    """The rows of trained tokens are those of the head, which nobody names."""
+    shutil.copytree(KINDS / "lora_trainable_tokens_tied", tmp_path / "tokens")
+    tensors = {"base_model.model.lm_head.hra_u": np.eye(16)[:, :2]}
+    write(tmp_path / "other", tensors, peft_type="HRA", r=2, target_modules=["lm_head"])
+    assert refused(tmp_path, graph_of("llama_tied")).message == (
+        "adapter 'tokens' replaces 'source.lm_head.weight', which is of a module whose update in "
+        "adapter 'other' is computed from what the base has"
+    )
+
+
+def miss(folder: Path, seed: int) -> Step:
+    """y + block' x: with a rank of IN there is one block"""
+    block = np.random.default_rng(seed).normal(size=(IN, OUT)).astype(np.float32)
+    write(folder, {f"{FC}.miss_block": block}, peft_type="MISS", r=IN)
+    wide = block.astype(np.float64)
+    return lambda x, y: y + x @ wide
+
+
+@pytest.mark.parametrize("kind", ["lora", "miss"])
+@pytest.mark.parametrize("merge", [None, "it"])
+def test_low_rank_stands_beside_a_bias_that_another_adapter_replaces(
+    kind: str, merge: str | None, tmp_path: Path
+) -> None:
+    """MiSS asks the base for its sizes, and is lowered with it, but reads no values."""
+    graph, W, b = one_layer(tmp_path)
+    step = {"lora": lora, "miss": miss}[kind](tmp_path / "low", 4)
+    saved(tmp_path / "saved", "fc.bias", b + 1, bias="all")
+    paths = {name: tmp_path / name for name in ("low", "saved")}
+    use_cases = {"it": {"low": 1.0, "saved": 1.0}}
+    result = mixed(tmp_path / "pack", graph, use_cases, paths=paths, merge=merge)
+    x = inputs(2, 3, IN)
+    wide = x.astype(np.float64)
+    ours = outputs(result, "it", {"x": x}) if merge is None else merged_outputs(result, {"x": x})
+    # sums of 5, 5 and 2 products of numbers below 64
+    assert largest(ours, step(wide, wide @ W + b + 1)) <= 16 * 2.0**-24 * 64

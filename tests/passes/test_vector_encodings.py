@@ -6,13 +6,15 @@ The numbers are worked out from the values in the pack and from the base's file 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_quant.errors import EncodingsError
 from tests.adapters.fixture_base import KINDS
@@ -32,21 +34,22 @@ Q = "source.model.layers.0.self_attn.q_proj"
 
 DOWN = "source.model.layers.0.mlp.down_proj"
 BASE = base_encodings(model_of("llama"))
+# The base with biases at q and v: DoRA has a c there.
+BIASED = base_encodings(model_of("qwen"))
 # What float32 loses of a scale that is rounded to it, and of 1 / n.
 FLOAT32 = 2.0**-24
 
 
-def output(module: str) -> str:
+def tensors(module: str, last: str = "MatMul") -> dict[str, str]:
+    """Role -> tensor name in a graph with vectors and a branch at the module.
+
+    `last` is the operator that gives the base's own output: MatMul, or Add where it has a bias.
+    """
     source, model, layers, number, *path = module.split(".")
-    return "/" + "/".join([source, model, f"{layers}.{number}", *path, "MatMul"])
-
-
-def tensors(module: str) -> dict[str, str]:
-    """Role -> tensor name in a graph with vectors and a branch at the module."""
-    prefix = output(module).removesuffix("/MatMul")
+    prefix = "/" + "/".join([source, model, f"{layers}.{number}", *path])
     return {
-        "y": f"{prefix}/MatMul_output_0",
-        "y_base": f"{prefix}/MatMul_output_0_base",
+        "y": f"{prefix}/{last}_output_0",
+        "y_base": f"{prefix}/{last}_output_0_base",
         "hx": f"{prefix}/lora_h/Mul_output_0",
         "gh": f"{prefix}/lora_g/Mul_output_0",
         "gc": f"{prefix}/lora_c/Add_output_0",
@@ -55,6 +58,9 @@ def tensors(module: str) -> dict[str, str]:
         "l": f"{prefix}/lora_B/MatMul_output_0",
         **{letter: f"{module}.lora_{letter}.weight" for letter in "ghcAB"},
     }
+
+
+Q_BIASED = tensors(Q, "Add")
 
 
 def same_grid(entry: Document, other: Document) -> bool:
@@ -69,22 +75,49 @@ def scaled_ends(entry: Document, values: NDArray[Any]) -> tuple[float, float]:
     return min(products), max(products)
 
 
-@pytest.fixture(scope="module")
-def dora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    folder = tmp_path_factory.mktemp("dora")
-    use_cases = {"dora": ("lora_dora",), "plain": ("lora_plain",)}
+def moved_ends(entry: Document, values: NDArray[Any]) -> tuple[float, float]:
+    """The ends of a grid's range, each moved by the vector's."""
+    low, high = ends(entry)
+    return low + float(values.min()), high + float(values.max())
+
+
+def in_all_modes(
+    folder: Path, base: str, use_cases: Mapping[str, tuple[str, ...]]
+) -> dict[str, Built]:
     found = {}
     for mode in MODES:
         (folder / mode).mkdir()
-        found[mode] = build_kinds(folder / mode, "llama", use_cases, mode=mode)
+        found[mode] = build_kinds(folder / mode, base, use_cases, mode=mode)
+    return found
+
+
+@pytest.fixture(scope="module")
+def dora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """DoRA on a base without biases: g alone."""
+    use_cases = {"dora": ("lora_dora",), "plain": ("lora_plain",)}
+    return in_all_modes(tmp_path_factory.mktemp("dora"), "llama", use_cases)
+
+
+WITH_C = {"dora": ("lora_dora_rslora",), "plain": ("lora_biased_base",)}
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """DoRA on a base with biases at q and v: g, and c = (1 - g) b."""
+    return in_all_modes(tmp_path_factory.mktemp("biased"), "qwen", WITH_C)
+
+
+@pytest.fixture(params=["dora", "biased"])
+def either(request: pytest.FixtureRequest) -> dict[str, Built]:
+    found: dict[str, Built] = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_added_tensor_has_an_encoding_or_is_reported(
-    mode: str, dora: dict[str, Built]
+    mode: str, either: dict[str, Built]
 ) -> None:
-    built = dora[mode]
+    built = either[mode]
     missing = built.rules("dora")["encodings/missing-activation"]
     assert {name.rsplit("/", 2)[-2] for name in missing} == {"lora_A", "lora_scale", "lora_B"}
     added = {name for name in built.added() if "lora" in name or name.endswith("_base")}
@@ -96,45 +129,77 @@ def test_every_added_tensor_has_an_encoding_or_is_reported(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_base_s_own_output_has_the_grid_of_y(mode: str, dora: dict[str, Built]) -> None:
-    names = tensors(Q)
+def test_the_base_s_own_output_has_the_grid_of_y(
+    mode: str, dora: dict[str, Built], biased: dict[str, Built]
+) -> None:
+    for built, names, base in ((dora, tensors(Q), BASE), (biased, Q_BIASED, BIASED)):
+        for use_case in ("base", "dora", "plain"):
+            found = built[mode].overrides(use_case)
+            assert same_grid(found[names["y_base"]], base[names["y"]])
+            assert same_grid(found[names["y"]], base[names["y"]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_bias_there_is_no_c(mode: str, dora: dict[str, Built]) -> None:
+    built = dora[mode]
     for use_case in ("base", "dora", "plain"):
-        found = dora[mode].overrides(use_case)
-        assert same_grid(found[names["y_base"]], BASE[names["y"]])
-        assert same_grid(found[names["y"]], BASE[names["y"]])
+        names = built.added() | set(built.overrides(use_case)) | built.listed(use_case)
+        assert tensors(Q)["gh"] in names
+        assert not [name for name in names if "lora_c" in name]
+    assert not [name for name in built.weights("dora") if "lora_c" in name]
 
 
-def test_a_computed_g_covers_its_values(dora: dict[str, Built]) -> None:
+@pytest.mark.parametrize("letter", ["g", "c"])
+def test_a_computed_vector_covers_its_values(letter: str, biased: dict[str, Built]) -> None:
     """Symmetric, per tensor: max(-min / 128, max / 127) in float32."""
-    built = dora["adapter_only"]
-    for letter in "gc":
-        name = tensors(Q)[letter]
-        values = built.weights("dora")[name].astype(np.float64)
-        entry = built.overrides("dora")[name]
-        exact = np.float32(max(-values.min() / 128, values.max() / 127, 1e-5 / 255))
-        assert entry["scale"] == [pytest.approx(float(exact), rel=2.0**-19)]
-        assert (entry["bw"], entry["is_sym"], entry["offset"]) == (8, True, [-128])
+    built, name = biased["adapter_only"], Q_BIASED[letter]
+    values = built.weights("dora")[name].astype(np.float64)
+    entry = built.overrides("dora")[name]
+    assert values.any()
+    assert entry["scale"] == [float(np.float32(max(-values.min() / 128, values.max() / 127)))]
+    assert (entry["bw"], entry["is_sym"], entry["offset"]) == (8, True, [-128])
 
 
-def test_what_g_gives_has_the_range_of_the_products(dora: dict[str, Built]) -> None:
-    """g > 0 here, so that only the step grows: no rounding but that of one product."""
-    built, names = dora["adapter_only"], tensors(Q)
-    g = built.weights("dora")[names["g"]]
+def test_what_g_gives_has_the_range_of_the_products(
+    dora: dict[str, Built], biased: dict[str, Built]
+) -> None:
+    """g > 0 here, so that only the step changes: no rounding but that of one product."""
+    for builds, names, base in ((dora, tensors(Q), BASE), (biased, Q_BIASED, BIASED)):
+        built = builds["adapter_only"]
+        g = built.weights("dora")[names["g"]]
+        found = built.overrides("dora")
+        assert g.min() > 0
+        largest = scaled_ends(base[names["y"]], g)
+        assert ends(found[names["gh"]]) == pytest.approx(largest, rel=1e-12)
+        assert names["gh"] in built.rules("dora")["encodings/computed-activation"]
+
+
+def test_c_moves_both_ends_of_what_g_gives(biased: dict[str, Built]) -> None:
+    """An asymmetric grid misses an end by half a step at most."""
+    built, names = biased["adapter_only"], Q_BIASED
+    c = built.weights("dora")[names["c"]]
     found = built.overrides("dora")
-    assert g.min() > 0
-    assert ends(found[names["gh"]]) == pytest.approx(
-        (ends(BASE[names["y"]])[0] * g.max(), ends(BASE[names["y"]])[1] * g.max()), rel=1e-12
-    )
-    assert same_grid(found[names["gc"]], found[names["gh"]])  # c is 0 without a bias
-    assert names["gh"] in built.rules("dora")["encodings/computed-activation"]
+    step = found[names["gc"]]["scale"][0]
+    assert c.min() < -step
+    assert c.max() > step
+    moved = moved_ends(found[names["gh"]], c)
+    assert ends(found[names["gc"]]) == pytest.approx(moved, abs=0.51 * step)
+    assert names["gc"] in built.rules("dora")["encodings/computed-activation"]
 
 
 @pytest.mark.parametrize("use_case", ["base", "plain"])
-def test_idle_vectors_pass_their_grid_on(use_case: str, dora: dict[str, Built]) -> None:
-    found, names = dora["adapter_only"].overrides(use_case), tensors(Q)
+def test_idle_vectors_pass_their_grid_on(
+    use_case: str, dora: dict[str, Built], biased: dict[str, Built]
+) -> None:
+    built = biased["adapter_only"]
+    found = built.overrides(use_case)
     for role in ("gh", "gc"):
-        assert same_grid(found[names[role]], BASE[names["y"]])
-    assert found[names["g"]] == dora["adapter_only"].base()[names["g"]]
+        assert same_grid(found[Q_BIASED[role]], BIASED[Q_BIASED["y"]])
+    for letter in "gc":
+        assert found[Q_BIASED[letter]] == built.base()[Q_BIASED[letter]]
+    without_c = dora["adapter_only"].overrides(use_case)
+    assert same_grid(without_c[tensors(Q)["gh"]], BASE[tensors(Q)["y"]])
+    assert without_c[tensors(Q)["g"]] == dora["adapter_only"].base()[tensors(Q)["g"]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -165,9 +230,9 @@ def test_mode_none_has_one_grid_that_covers_all_use_cases(dora: dict[str, Built]
 
 
 @pytest.mark.parametrize("mode", ["adapter_only", "all"])
-def test_lists_hold_vectors_and_what_they_give(mode: str, dora: dict[str, Built]) -> None:
-    names = tensors(Q)
-    listed = dora[mode].listed("dora")
+def test_lists_hold_vectors_and_what_they_give(mode: str, biased: dict[str, Built]) -> None:
+    names = Q_BIASED
+    listed = biased[mode].listed("dora")
     assert {names[role] for role in ("g", "c", "gh", "gc", "A", "B")} <= listed
     assert (names["y_base"] in listed) == (names["y"] in listed) == (mode == "all")
 
@@ -221,11 +286,25 @@ def test_c_moves_both_ends(tmp_path: Path) -> None:
     built, names = build_kinds(tmp_path, "llama", use_cases), tensors(Q)
     c = built.weights("beft")[names["c"]]
     entry = built.overrides("beft")[names["gc"]]
-    low, high = ends(BASE[names["y"]])
-    assert ends(entry) == pytest.approx(
-        (low + c.min(), high + c.max()), abs=0.51 * entry["scale"][0]
-    )
+    moved = moved_ends(BASE[names["y"]], c)
+    assert ends(entry) == pytest.approx(moved, abs=0.51 * entry["scale"][0])
     assert same_grid(built.overrides("plain")[names["gc"]], BASE[names["y"]])
+
+
+def test_a_c_of_zeros_passes_its_grid_on(tmp_path: Path) -> None:
+    """Its own grid has the smallest width, 1e-5: a grid of zeros is not valid."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(KINDS / "beft", adapter)
+    values = load_file(adapter / "adapter_model.safetensors")
+    values["base_model.model.model.layers.0.self_attn.q_proj.beft_bias"][:] = 0.0
+    save_file(values, adapter / "adapter_model.safetensors")
+    use_cases = {"beft": ("beft",), "plain": ("lora_plain",)}
+    built = build_kinds(tmp_path, "llama", use_cases, adapters={"beft": adapter})
+    names, found = tensors(Q), built.overrides("beft")
+    assert same_grid(found[names["gc"]], BASE[names["y"]])
+    # The width is kept 2**-20 above 1e-5, so that float32 (2**-24) does not go below it.
+    assert found[names["c"]]["scale"] == [pytest.approx(1e-5 / 255, rel=2.0**-19)]
+    assert found[names["c"]]["scale"][0] >= 1e-5 / 255
 
 
 def test_vectors_of_a_convolution(tmp_path: Path) -> None:
@@ -241,40 +320,42 @@ def test_vectors_of_a_convolution(tmp_path: Path) -> None:
         assert values.max() <= 127 * scale * (1 + FLOAT32)
 
 
+# Each activation reaches farther than the base's grid at one end.
 GIVEN = {
-    tensors(Q)["g"]: weight([0.02]),
-    tensors(Q)["gh"]: activation(-5.0, 6.0),
-    tensors(Q)["gc"]: activation(-4.0, 7.0),
+    Q_BIASED["g"]: weight([0.02]),
+    Q_BIASED["c"]: weight([0.002]),
+    Q_BIASED["gh"]: activation(-20.0, 6.0),
+    Q_BIASED["gc"]: activation(-4.0, 30.0),
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_given_encodings_of_vectors_are_taken(tmp_path: Path, mode: str) -> None:
-    use_cases = {"dora": ("lora_dora",), "plain": ("lora_plain",)}
-    built = build_kinds(tmp_path, "llama", use_cases, {"dora": GIVEN}, mode=mode)
+    built = build_kinds(tmp_path, "qwen", WITH_C, {"dora": GIVEN}, mode=mode)
     found = built.overrides("dora")
+    idle = BIASED[Q_BIASED["y"]]
     if mode == "none":
-        for name in (tensors(Q)["gh"], tensors(Q)["gc"]):
-            low, high = (f(*pair) for f, pair in zip((min, max), _pairs(name), strict=True))
+        for name in (Q_BIASED["gh"], Q_BIASED["gc"]):
+            (low, high), (idle_low, idle_high) = ends(GIVEN[name]), ends(idle)
             step = found[name]["scale"][0]
-            assert ends(found[name])[0] <= low + step / 2
-            assert ends(found[name])[1] >= high - step / 2
+            assert ends(found[name])[0] <= min(low, idle_low) + step / 2
+            assert ends(found[name])[1] >= max(high, idle_high) - step / 2
         return
     for name, entry in GIVEN.items():
         assert same_grid(found[name], entry)
-    assert same_grid(built.overrides("plain")[tensors(Q)["gh"]], BASE[tensors(Q)["y"]])
-
-
-def _pairs(name: str) -> list[tuple[float, float]]:
-    """Lower ends, and upper ends, of what the file gives and of what idle use cases pass on."""
-    given, base = ends(GIVEN[name]), ends(BASE[tensors(Q)["y"]])
-    return [(given[0], base[0]), (given[1], base[1])]
+    for name in (Q_BIASED["gh"], Q_BIASED["gc"]):
+        assert same_grid(built.overrides("plain")[name], idle)
 
 
 def test_c_is_added_to_the_given_range_of_what_g_gives(tmp_path: Path) -> None:
-    given = {name: entry for name, entry in GIVEN.items() if name != tensors(Q)["gc"]}
-    built = build_kinds(tmp_path, "llama", {"dora": ("lora_dora",)}, {"dora": given})
-    assert same_grid(built.overrides("dora")[tensors(Q)["gc"]], GIVEN[tensors(Q)["gh"]])
+    """An asymmetric grid misses an end by half a step at most."""
+    given = {name: entry for name, entry in GIVEN.items() if name != Q_BIASED["gc"]}
+    built = build_kinds(tmp_path, "qwen", {"dora": WITH_C["dora"]}, {"dora": given})
+    c = built.weights("dora")[Q_BIASED["c"]]
+    entry = built.overrides("dora")[Q_BIASED["gc"]]
+    assert min(-c.min(), c.max()) > entry["scale"][0]
+    moved = moved_ends(GIVEN[Q_BIASED["gh"]], c)
+    assert ends(entry) == pytest.approx(moved, abs=0.51 * entry["scale"][0])
 
 
 def test_an_idle_vector_takes_the_bits_that_others_are_given(tmp_path: Path) -> None:

@@ -123,13 +123,13 @@ def point(document: Document) -> Document:
         ("gate", lambda d: d["alpha"].pop("gate"), "gate", "the graph has no gate input"),
         (
             "gate",
-            lambda d: d["alpha"].update(gate="elsewhere"),
+            lambda d: d["alpha"]["gate"].update(tensor="elsewhere"),
             "graph-gate",
             "the graph has no input 'elsewhere' for the gates",
         ),
         (
             "gate",
-            lambda d: d["alpha"].update(shape=[3]),
+            lambda d: d["alpha"]["gate"].update(shape=[3]),
             "graph-gate",
             "expected ['any', 'any', 3]",
         ),

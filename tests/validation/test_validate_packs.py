@@ -14,7 +14,7 @@ from lora_quant import plugins
 from lora_quant.api import build
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.options import BuildOptions
-from lora_quant.errors import GraphError, PackError, PluginError
+from lora_quant.errors import GraphError, PackDefectError, PackError, PluginError
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, Pass, PassResult
 from lora_quant.passes.runner import PIPELINE, default_passes
@@ -79,8 +79,9 @@ def test_a_bad_pack_is_not_published(small_config: LoraConfig, tmp_path: Path) -
         (root / "qairt" / "lora_tensor_names.txt").write_text("")
 
     output = tmp_path / "out"
-    with pytest.raises(PackError) as caught:
+    with pytest.raises(PackDefectError) as caught:
         build(small_config, output, passes=before_validation(Damage(change), ValidatePacks()))
+    assert caught.value.code == "LQ510"
     assert list(tmp_path.iterdir()) == []
     assert "fails its own checks, and was not published" in caught.value.message
     assert "[pack/size]" in caught.value.message

@@ -1,6 +1,7 @@
 """An adapter checkpoint on disk: its files found, its format told, all in PEFT's vocabulary.
 
-path/                          a folder with weights under one of the names below
+path/                          a folder with weights under one of the names below, or under any
+                               name if they are the only ones
 path/adapter_config.json       a configuration, the weights beside it
 path/any.safetensors           weights, with the configuration beside them if they need one
 
@@ -9,6 +10,7 @@ What a file is called says where to look; what it is, its bytes and the names in
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,19 @@ _OTHER_WEIGHTS = (
 )
 _WEIGHT_SUFFIXES = frozenset({".bin", ".ckpt", ".gguf", ".pt", ".pth", ".safetensor"})
 _WEIGHT_SUFFIXES |= {".safetensors"}
+# what a training leaves beside the weights
+_TRAINING_STATE = frozenset(
+    {
+        "optimizer.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scaler.pt",
+        "scheduler.bin",
+        "scheduler.pt",
+        "training_args.bin",
+    }
+)
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 
@@ -89,6 +104,7 @@ def _find_weights(path: Path) -> Path:
 
 
 def _weights_in(folder: Path, config: Path) -> Path:
+    inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
     own = [folder / name for name in _PEFT_WEIGHTS if (folder / name).exists()]
     others = [folder / name for name in _OTHER_WEIGHTS if (folder / name).exists()]
     if len(own[:1] + others) > 1:
@@ -99,9 +115,11 @@ def _weights_in(folder: Path, config: Path) -> Path:
         )
     if own or others:
         return (own or others)[0]
-    if not config.exists():
-        raise _no_adapter(folder)
     listed = _weights_listed(folder)
+    if len(listed) == 1 and _SHARD.search(listed[0]) is None and (config.exists() or not inner):
+        return folder / listed[0]
+    if not config.exists():
+        raise _no_adapter(folder, inner, listed)
     raise InputMissingError(
         f"the folder has no {WEIGHTS_FILE}",
         where=Where(file=folder),
@@ -112,7 +130,11 @@ def _weights_in(folder: Path, config: Path) -> Path:
 
 
 def _weights_listed(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix in _WEIGHT_SUFFIXES and p.name not in _TRAINING_STATE and p.is_file()
+    )
 
 
 def _missing(path: Path) -> InputMissingError:
@@ -124,9 +146,7 @@ def _missing(path: Path) -> InputMissingError:
     )
 
 
-def _no_adapter(folder: Path) -> InputMissingError:
-    inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
-    listed = _weights_listed(folder)
+def _no_adapter(folder: Path, inner: list[str], listed: list[str]) -> InputMissingError:
     if len(inner) == 1:
         hint = f"did you mean its sub-folder {inner[0]!r}?"
     elif inner:

@@ -13,6 +13,7 @@ from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.aimet import Aimet
 from lora_quant.adapters.formats.contract import CheckpointFormat, Found
 from lora_quant.adapters.formats.diffusers import Diffusers
+from lora_quant.adapters.formats.foreign_files import foreign_file
 from lora_quant.adapters.formats.gguf_file import GgufFile
 from lora_quant.adapters.formats.gguf_header import MAGIC
 from lora_quant.adapters.formats.gguf_lora import GgufLora
@@ -56,6 +57,9 @@ def open_weights(path: Path) -> TensorSource:
         return TorchZipFile(path)
     if head[_BRACE] == b"{":
         return SafetensorsFile(path)
+    foreign = foreign_file(path, head)
+    if foreign is not None:
+        raise foreign
     if head.startswith(_BARE_PICKLES) or head[_TAR_MARK] == b"ustar":
         raise UnsupportedAdapterError(
             "the file is a pickle of torch before 1.6, or no torch file at all; it is not opened, "
@@ -65,8 +69,8 @@ def open_weights(path: Path) -> TensorSource:
             "save_pretrained(safe_serialization=True)",
         )
     raise AdapterError(
-        f"the file begins with {head[:9]!r}, expected safetensors (a length and an opening brace), "
-        "a zip archive of torch.save or GGUF",
+        "the file is of no format that is known here, expected safetensors (a length and an "
+        "opening brace), a zip archive of torch.save or GGUF",
         where=Where(file=path),
         hint="name the weights of an adapter; if it is one, it is cut short or damaged",
     )

@@ -1,7 +1,8 @@
 """Patterns that name a module's last parts, in the stricter form that a few kinds of PEFT use.
 
-Unlike `rank_pattern`, a key matches only behind a dot: `q_proj` means `layers.0.q_proj`, but not a
-module `q_proj` of the top level. The first key in file order wins.
+Unlike `rank_pattern`, a key is an expression only behind a dot: `[qk]_proj` means
+`layers.0.q_proj`, but not a module `q_proj` of the top level. The first such key in file order
+wins; where there is none, a key that is the module's whole path counts, letter by letter.
 """
 
 from __future__ import annotations
@@ -16,4 +17,6 @@ def dotted_value(config: PeftConfig, field: str, default: str, module: str, numb
     for key in patterns:
         if compile_regex(config, field, key, form=r".*\.%s$").match(module):
             return patterns[key]
+    if module in patterns:
+        return patterns[module]
     return config.positive(default, number)

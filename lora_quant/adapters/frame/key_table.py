@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.frame.routing import Role, RoutedKey, any_number, route_keys
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,18 @@ def read_keys(
         else:
             _put(others, _parameter_path(key), key, source)
     if len(adapters) > 1:
+        (first, one), (second, two), *_ = adapters.items()
         raise AdapterError(
-            "the file holds tensors of several adapters: "
-            + some([f"{name or 'no name'} ({key!r})" for name, key in adapters.items()]),
+            f"the file holds tensors of {len(adapters)} adapters: {one!r} is of {_named(first)}, "
+            f"{two!r} of {_named(second)}",
             where=Where(file=source.path),
             hint="save one adapter a file with PEFT's save_pretrained",
         )
     return KeyTable({name: modules[name] for name in sorted(modules)}, found_shared, others)
+
+
+def _named(adapter: str | None) -> str:
+    return repr(adapter) if adapter else "one without a name"
 
 
 def _put(place: dict[str, str], name: str, key: RoutedKey, source: TensorSource) -> None:

@@ -20,12 +20,14 @@ from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.description import Description, ParameterShape
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.files.peft_config import PeftConfig
+from lora_quant.adapters.frame.bias_field import check_bias
+from lora_quant.adapters.frame.defaults import Setting, absent_field, alpha_notice
 from lora_quant.adapters.frame.fields import Refusal, check_fields
 from lora_quant.adapters.frame.key_table import KeyTable, read_keys
 from lora_quant.adapters.frame.module_match import check_targets, read_targets
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
-from lora_quant.adapters.frame.patterns import match_patterns
-from lora_quant.adapters.frame.replaced_parameters import replaced_parameters
+from lora_quant.adapters.frame.patterns import Matched, match_patterns
+from lora_quant.adapters.frame.replaced_parameters import bias_notices, replaced_parameters
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding
@@ -79,6 +81,7 @@ class KindRule(ABC):
         """See LoweringRule."""
         config, source = checkpoint.config, checkpoint.tensors
         self.check(config)
+        check_bias(config, self.kind)
         check_fields(config, self._accepted(), self.refused)
         keys = read_keys(source, (*self.required, *self.optional), self.shared)
         keys = self.arrange(keys, checkpoint)
@@ -88,15 +91,22 @@ class KindRule(ABC):
         shapes = {}
         for module, names in keys.modules.items():
             self._require(module, names, source.path)
-            rank, alpha = int(ranks[module]), alphas[module]
+            rank, alpha = int(ranks[module].value), float(alphas[module].value)
             scale = self.scale(config, alpha, rank)
-            headers = Headers(module, names, keys.shared, source, config, rank, alpha, scale)
+            absent = absent_field(config, self.rank_field, [ranks[module]])
+            headers = Headers(
+                module, names, keys.shared, source, config, rank, alpha, scale, absent
+            )
             for shape in self.shapes(headers):
                 tensors = shape.tensors or {**keys.shared, **names}
                 adds_up = self.adds_up and shape.adds_up
                 shapes[shape.module] = replace(shape, tensors=tensors, adds_up=adds_up)
         parameters = self.parameters(keys, checkpoint, shapes)
-        noticed = self.notices(checkpoint, shapes)
+        noticed = (
+            *alpha_notice(config, self.alpha_field, alphas.values()),
+            *bias_notices(config, parameters, shapes),
+            *self.notices(checkpoint, shapes),
+        )
         return Description(
             shapes, parameters, findings=(*findings, *rank_findings, *alpha_findings, *noticed)
         )
@@ -160,18 +170,18 @@ class KindRule(ABC):
 
     def _settings(
         self, config: PeftConfig, field: str, keys: KeyTable
-    ) -> tuple[Mapping[str, float], tuple[Finding, ...]]:
+    ) -> tuple[Mapping[str, Setting], tuple[Finding, ...]]:
         """Rank or alpha of each module, by pattern or the same for all."""
         is_rank = field == "rank_pattern"
         default: float = self._rank(config) if is_rank else self._alpha(config)
         if not self.patterns:
-            return dict.fromkeys(keys.modules, default), ()
+            return dict.fromkeys(keys.modules, Matched(default, None)), ()
         given = config.positive_patterns(field) if is_rank else config.number_patterns(field)
         names = {module: self.setting_name(module) for module in keys.modules}
         matched, findings = match_patterns(
             config, field, given, default, dict.fromkeys(names.values())
         )
-        return {module: float(matched[name].value) for module, name in names.items()}, findings
+        return {module: matched[name] for module, name in names.items()}, findings
 
     def _require(self, module: str, names: Mapping[str, str], file: Path) -> None:
         for parameter in self.required:

@@ -23,7 +23,8 @@ class Headers:
     """What a rule may look at to tell the shape of one module.
 
     `names`: parameter (`lora_A.weight`) -> tensor in the file. `rank`, `alpha` and `scale` are what
-    the configuration gives to this module.
+    the configuration gives to this module. `absent`: the field that it does not have, so that
+    `rank` is PEFT's default.
     """
 
     module: str
@@ -34,6 +35,7 @@ class Headers:
     rank: int
     alpha: float
     scale: float
+    absent: str | None = None
 
     def has(self, parameter: str) -> bool:
         """Whether the module has this parameter."""
@@ -88,14 +90,18 @@ class Headers:
 
     def expect_rank(self, parameter: str, rank: int) -> None:
         """Hold the rank of the tensors against the configuration's: the scale depends on it."""
-        if rank != self.rank:
-            raise self.error(
-                parameter,
-                f"module {self.module!r} has rank {rank} in the weights, expected {self.rank} from "
-                "the configuration",
-                hint="the configuration is not the one that the weights were saved with, and "
-                "their scale depends on it",
-            )
+        if rank == self.rank:
+            return
+        expected, hint = f"{self.rank} from the configuration", ""
+        if self.absent is not None:
+            expected = f"{self.rank}, PEFT's default, since the configuration has no {self.absent}"
+            hint = f"add {self.absent}, as it was in the training; "
+        raise self.error(
+            parameter,
+            f"module {self.module!r} has rank {rank} in the weights, expected {expected}",
+            hint=f"{hint}the configuration is not the one that the weights were saved with, and "
+            "their scale depends on it",
+        )
 
     def error(self, parameter: str, message: str, hint: str = "") -> AdapterError:
         """An error about one parameter, to be raised."""

@@ -1,7 +1,7 @@
 """Adapters that hold one set of weights and several tasks, of which one is lowered at a time.
 
 Their configuration does not say which task. The loader puts the user's choice beside its fields,
-as `task_id`.
+as `task_id`; the file has no such field, so that errors name the file alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Protocol, runtime_checkable
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.frame.fields import short
-from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 TASK_FIELD = "task_id"
+_NAME_IT = "with task_id in lora_config.yaml, or with --task"
 
 
 @runtime_checkable
@@ -36,18 +37,29 @@ def chosen_task(config: PeftConfig, tasks: int) -> int:
             return 0
         raise UnsupportedAdapterError(
             f"the adapter holds {tasks} tasks, and none is chosen",
-            where=config.where(TASK_FIELD),
-            hint=f"choose a task from 0 to {tasks - 1}; each task is an adapter of its own",
+            where=Where(file=config.file),
+            hint=f"name a task from 0 to {tasks - 1} {_NAME_IT}; each task is an adapter of its "
+            "own",
         )
     if type(task) is not int or not 0 <= task < tasks:
         raise AdapterError(
             f"the task is {short(task)}, expected a whole number from 0 to {tasks - 1}",
-            where=config.where(TASK_FIELD),
-            hint="the tasks are counted in the order in which they were trained, from 0",
+            where=Where(file=config.file),
+            hint=f"name one of them {_NAME_IT}; they are counted in the order in which they were "
+            "trained, from 0",
         )
     return task
 
 
-def with_task(config: PeftConfig, task: int) -> PeftConfig:
-    """The same configuration with the user's choice of a task."""
+def with_task(config: PeftConfig, rule: object, task: int) -> PeftConfig:
+    """The same configuration with the user's choice of a task.
+
+    Raises AdapterError for the rule of a kind that has none.
+    """
+    if not isinstance(rule, TaskRule):
+        raise AdapterError(
+            f"task {task} is chosen, and an adapter of kind {config.peft_type} has no tasks",
+            where=Where(file=config.file),
+            hint="remove task_id from its entry in lora_config.yaml, or leave --task out",
+        )
     return PeftConfig(config.file, config.peft_type, {**config.fields, TASK_FIELD: task})

@@ -21,7 +21,7 @@ from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.frame.unsaved import expect_seeded
 from lora_quant.adapters.lowered import Dense, ModuleShape, Need
 from lora_quant.adapters.maths.weight_products import expect_weight
-from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Matrix = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ _V, _PLACES, _SIZE = "frod_V", "frod_s_indices", "frod_s_size"
 _LAMBDA, _VALUES = "frod_lambda_l", "frod_lambda_s_values"
 # as PEFT does, a column this short has no direction
 _SHORTEST = 1e-12
+_EXACT = ("F32", "F64")
 
 
 class FrodRule(KindRule):
@@ -70,6 +71,16 @@ class FrodRule(KindRule):
                 _LAMBDA,
                 f"{name} has shape {list(headers.shared_dims(name))}, expected "
                 f"[{inputs}, {inputs}] from {_LAMBDA}",
+            )
+        dtype = headers.source.info(headers.shared[name]).dtype
+        if dtype not in _EXACT:
+            raise UnsupportedAdapterError(
+                f"{name} is {dtype}, expected {' or '.join(_EXACT)}: PEFT makes U with the basis "
+                "that it computes itself in float32, which a rounded one does not tell",
+                where=Where(
+                    file=headers.source.path, module=headers.module, tensor=headers.shared[name]
+                ),
+                hint="save the adapter in float32 where it was trained",
             )
         headers.dims(_VALUES, 1)
         return ModuleShape(

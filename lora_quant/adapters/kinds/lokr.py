@@ -62,11 +62,10 @@ class LokrRule(KindRule):
     rank_field = ("r", 8)
     alpha_field = ("alpha", 8.0)
     patterns = True
-    used = frozenset({KRONECKER_ORDER})
+    used = frozenset({KRONECKER_ORDER, "decompose_both"})
     neutral = frozenset(
         {
-            "decompose_both",  # the shapes tell what was decomposed, and how
-            "decompose_factor",
+            "decompose_factor",  # the shapes tell how it was decomposed
             "init_weights",
             "module_dropout",
             "rank_dropout",
@@ -88,6 +87,7 @@ class LokrRule(KindRule):
     def shape(self, headers: Headers) -> ModuleShape:
         """Rank r1 * r2, where a whole factor counts as min(rows, columns)."""
         one, two = _first(headers), _second(headers)
+        _check_whole(headers, one, two)
         inputs = one.columns * two.columns // math.prod(two.kernel or ())
         return ModuleShape(
             headers.module,
@@ -147,6 +147,30 @@ def _second(headers: Headers) -> _Factor:
     headers.expect({"lokr_w2_a": (rank, rows), "lokr_t2": (rank, rank, *core[2:])})
     columns = inputs * math.prod(core[2:])
     return _Factor(rows, columns, min(rank, rows, columns), core_kernel(core))
+
+
+def _check_whole(headers: Headers, one: _Factor, two: _Factor) -> None:
+    """Hold the configuration's rank against factors that are whole: it was large enough for that.
+
+    Their shapes do not tell the rank, and the scale depends on it. LyCORIS has other rules.
+    """
+    if headers.config.fields.get(KRONECKER_ORDER) == _LOGICAL:
+        return
+    factors = {"lokr_w2": two}
+    if headers.config.flag("decompose_both"):
+        factors["lokr_w1"] = one
+    for name, factor in factors.items():
+        columns = factor.columns // math.prod(factor.kernel or ())
+        least = -(-max(factor.rows, columns) // 2)
+        if headers.has(name) and headers.rank < least:
+            raise headers.error(
+                name,
+                f"module {headers.module!r} has a whole {name} of {factor.rows} by {columns} in "
+                f"the weights, which PEFT trains from rank {least} on, expected {name}_a and "
+                f"{name}_b at rank {headers.rank} from the configuration",
+                hint="the configuration is not the one that the weights were saved with, and "
+                "their scale depends on it",
+            )
 
 
 def _check_present(headers: Headers, name: str) -> None:

@@ -33,6 +33,9 @@ _NOT_SUPPORTED = (
 )
 
 
+_TRANSPOSED = "fan_in_fan_out"
+
+
 def owner(module: str) -> str:
     """The attention that an output projection belongs to; any other module as it is."""
     return module.removesuffix(_WRAPPED)
@@ -50,6 +53,13 @@ def attention_shape(shape: ModuleShape, headers: Headers) -> ModuleShape:
                 where=Where(file=headers.source.path, module=owner(shape.module)),
                 hint="leave the attention out of target_modules",
             )
+    if headers.config.flag(_TRANSPOSED):
+        raise UnsupportedAdapterError(
+            f"{_TRANSPOSED} is set, and the module belongs to a MultiheadAttention: PEFT adds the "
+            "update of its out_proj transposed, although the weight is not",
+            where=Where(file=headers.source.path, module=owner(shape.module)),
+            hint=f"train with {_TRANSPOSED} = false, or leave the attention out of target_modules",
+        )
     module = f"{owner(shape.module)}.out_proj"
     return replace(shape, module=module, scale=shape.scale * _TIMES)
 

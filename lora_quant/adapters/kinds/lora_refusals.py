@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.frame.fields import Refusal, short
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import UnsupportedAdapterError, Where
 
 USED = frozenset(
     {
@@ -81,7 +81,6 @@ _LOST: Mapping[str, str] = {
     "lora_ga": "by gradients that are not saved",
     "pissa_niter_": "by a random decomposition that is not saved",
 }
-_BIASES = ("none", "all", "lora_only")
 
 # PEFT trains one of these at a time.
 _VARIANTS = (
@@ -103,7 +102,6 @@ def check_config(config: PeftConfig) -> None:
     Raises UnsupportedAdapterError for what PEFT trains but does not save whole, and for what it
     does not train; AdapterError for a value of the wrong kind.
     """
-    _check_bias(config)
     start = _check_init(config)
     variants = [field for field in _VARIANTS if not config.is_neutral(field)]
     if start == "mica":
@@ -147,16 +145,6 @@ def refuse_foreign(others: Mapping[str, str], file: Path) -> None:
                     where=Where(file=file, tensor=tensor),
                     hint=refusal.hint,
                 )
-
-
-def _check_bias(config: PeftConfig) -> None:
-    bias = config.fields.get("bias")
-    if bias is not None and bias not in _BIASES:
-        raise AdapterError(
-            f"bias is {short(bias)}, expected one of {', '.join(_BIASES)}",
-            where=config.where("bias"),
-            hint="save the adapter again with PEFT, or correct the field",
-        )
 
 
 def _check_init(config: PeftConfig) -> str:

@@ -96,11 +96,26 @@ def need_scale(shape: ModuleShape, headers: Headers, field: str) -> None:
 
 def _pissa(module: ModuleTensors, rank: int) -> tuple[Matrix, Matrix]:
     """B0 = U sqrt(S/s), A0 = sqrt(S/s) V of the `rank` largest."""
-    U, S, V = np.linalg.svd(whole_weight(module.base, module.shape.module), full_matrices=False)
+    W = whole_weight(module.base, module.shape.module)
+    S, images, vectors = _largest(W if len(W) >= len(W.T) else W.T, rank + 1)
     if not cut_is_determined(S, rank):
         raise _undetermined(module, f"singular values {rank} and {rank + 1}", "agree to float32")
     root = np.sqrt(S[:rank] / module.shape.scale)
-    return U[:, :rank] * root, root[:, None] * V[:rank]
+    unit = images[:, :rank] / np.where(S[:rank] > 0, S[:rank], 1)
+    U, V = (unit, vectors) if len(W) >= len(W.T) else (vectors, unit)
+    return U[:, :rank] * root, root[:, None] * V[:, :rank].T
+
+
+def _largest(W: Matrix, count: int) -> tuple[Matrix, Matrix, Matrix]:
+    """The largest singular values of W `[m, n]`, m >= n: S `[k]`, W V `[m, k]` and V `[n, k]`.
+
+    V is of W'W, in a fraction of the time that the whole decomposition of W takes. Squares halve
+    the digits of small singular values, but not of S, which are the lengths of W V; W V V' is as
+    good as V, which stands at right angles to float64 and is off by 2**-52 over a gap of squares.
+    """
+    vectors = np.linalg.eigh(W.T @ W)[1][:, ::-1][:, :count]
+    images = W @ vectors
+    return np.linalg.norm(images, axis=0), images, vectors
 
 
 def _olora(module: ModuleTensors, rank: int) -> tuple[Matrix, Matrix]:

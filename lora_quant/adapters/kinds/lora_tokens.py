@@ -16,6 +16,7 @@ from lora_quant.adapters.description import ParameterShape
 from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.frame.replaced_parameters import parameter_shape
+from lora_quant.adapters.frame.tied_rows import ties_notice
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding, Severity
 
@@ -74,16 +75,7 @@ def row_notices(config: PeftConfig, tensors: Collection[str]) -> tuple[Finding, 
     ]
     if len(found) == 1:
         (module,) = found
-        findings.append(
-            Finding(
-                rule="adapter/rows-with-ties",
-                severity=Severity.NOTE,
-                message=f"rows of {module.removeprefix('base_model.model.')!r} are replaced; where "
-                "the base ties its output layer to this table, they are replaced there too, as "
-                "PEFT does",
-                where=config.where(FIELD),
-            )
-        )
+        findings.append(ties_notice(module.removeprefix("base_model.model."), config.where(FIELD)))
     return tuple(findings)
 
 

@@ -31,6 +31,9 @@ from lora_quant.errors import AdapterError
 from lora_quant.findings import Finding, Severity
 
 _SPARSE = 3.0
+_PAIR = ("randlora_A", "randlora_B")
+# the shared pair beside a module's own copy of it, which takes its name
+_SHARED = "shared "
 
 
 class RandloraRule(KindRule):
@@ -39,9 +42,9 @@ class RandloraRule(KindRule):
     kind: ClassVar[str] = "RANDLORA"
     rank = "r ceil(min(in, out) / r)"
     required = ("randlora_lambda", "randlora_gamma")
-    # every module's state repeats the shared pair
-    optional = ("randlora_A", "randlora_B")
-    shared = ("randlora_A", "randlora_B")
+    # every module's state may repeat the shared pair, and PEFT uses the shared one
+    optional = _PAIR
+    shared = _PAIR
     rank_field = ("r", 32)
     alpha_field = ("randlora_alpha", 640.0)
     used = frozenset({"projection_prng_key", "save_projection", "sparse", "very_sparse"})
@@ -80,7 +83,13 @@ class RandloraRule(KindRule):
         else:
             expect_seeded(headers.config, "save_projection", "randlora_A")
         return ModuleShape(
-            headers.module, rank * bases, None, None, scale=headers.scale, need=Need.SIZES
+            headers.module,
+            rank * bases,
+            None,
+            None,
+            scale=headers.scale,
+            tensors={**headers.shared, **headers.names, **_compared(headers)},
+            need=Need.SIZES,
         )
 
     def formula(self, module: ModuleTensors) -> Lowered:
@@ -104,6 +113,8 @@ class RandloraRule(KindRule):
 
     def _pair(self, module: ModuleTensors) -> Projections:
         if "randlora_A" in module:
+            for name in _PAIR:
+                _expect_copy(module, name)
             return module.stored("randlora_A"), module.stored("randlora_B")
         config = module.config
         modules = adapted_modules(module.source, self.required)
@@ -134,6 +145,35 @@ class RandloraRule(KindRule):
                 where=module.where,
                 hint="the adapter was trained on another model; check the base",
             )
+
+
+def _compared(headers: Headers) -> dict[str, str]:
+    """The shared tensors that the module has copies of; AdapterError for another dtype or shape."""
+    found = {}
+    for name in _PAIR:
+        if not headers.has(name) or name not in headers.shared:
+            continue
+        copy, shared = (headers.source.info(of[name]) for of in (headers.names, headers.shared))
+        if (copy.dtype, copy.shape) != (shared.dtype, shared.shape):
+            raise headers.error(
+                name,
+                f"the module's {name} is {copy.dtype} {list(copy.shape)}, expected the one that "
+                f"the modules share, {shared.dtype} {list(shared.shape)}",
+            )
+        found[_SHARED + name] = headers.shared[name]
+    return found
+
+
+def _expect_copy(module: ModuleTensors, name: str) -> None:
+    shared = _SHARED + name
+    if shared in module and not np.array_equal(module.stored(name), module.stored(shared)):
+        raise AdapterError(
+            f"the values of the module's {name} are not those of the one that the modules share, "
+            "expected a copy",
+            where=module.where,
+            hint="PEFT uses the shared one, so the file is not as it was trained; save the "
+            "adapter again",
+        )
 
 
 def _sparsity(config: PeftConfig, smaller: int) -> float | None:

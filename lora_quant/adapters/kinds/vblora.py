@@ -7,6 +7,8 @@
 
 Saved with `save_only_topk_weights`, a file has the k indices and the first k - 1 weights of each
 sub-vector instead of its logits; the last weight is what is missing to 1.
+
+Where the k-th and the next largest logit are equal, torch may take either, so that is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.errors import AdapterError
+from lora_quant.errors import AdapterError, UnsupportedAdapterError
 
 _LOGITS = ("vblora_logits_A", "vblora_logits_B")
 _BANK = "vblora_vector_bank"
@@ -91,8 +93,9 @@ def _vectors(
     """All sub-vectors of one factor, `[..., L]`."""
     if name in module:
         logits = module[name]
-        # stable, so that of equal logits the first is taken
-        indices = np.argsort(-logits, axis=-1, kind="stable")[..., :topk]
+        order = np.argsort(-logits, axis=-1, kind="stable")
+        _expect_clear_cut(module, name, np.take_along_axis(logits, order, axis=-1), topk)
+        indices = order[..., :topk]
         kept = np.take_along_axis(logits, indices, axis=-1)
         weights = np.exp(kept - kept.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -105,6 +108,21 @@ def _vectors(
             _expect_weights(module, name, weights)
     product: NDArray[np.float64] = np.einsum("...k,...kl->...l", weights, bank[indices])
     return product
+
+
+def _expect_clear_cut(
+    module: ModuleTensors, name: str, falling: NDArray[np.float64], topk: int
+) -> None:
+    """Refuse sub-vectors whose last vector could be another; `falling` are the sorted logits."""
+    cut = falling[..., topk - 1 : topk + 1]
+    ties = int(np.count_nonzero(cut[..., 0] == cut[..., -1])) if cut.shape[-1] == 2 else 0
+    if ties:
+        raise UnsupportedAdapterError(
+            f"{ties} sub-vectors of {name} have equal logits at the end of their top {topk}, "
+            "expected different ones: which vector PEFT takes depends on the machine",
+            where=module.where,
+            hint="save the adapter with save_only_topk_weights where it was trained",
+        )
 
 
 def _expect_weights(module: ModuleTensors, name: str, weights: NDArray[np.float64]) -> None:

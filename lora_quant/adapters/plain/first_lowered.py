@@ -18,6 +18,7 @@ from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
 from lora_quant.adapters.lowered_store import LoweredStore
 from lora_quant.adapters.maths.approximate import approximate, rank_for
 from lora_quant.adapters.maths.dense_update import dense_update
+from lora_quant.adapters.plain.plain_lora import plain_shape
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
 Progress = Callable[[str, int, int], None]
@@ -50,12 +51,15 @@ def lower_first(
     """Lower what reads the base or is approximated; without `limits`, nothing is approximated.
 
     `progress` is told (what, done, total). Raises UnsupportedAdapterError for a module that needs a
-    base and has none, AdapterError for an error above the limit, and what lowering raises.
+    base and has none, be it for its sizes, AdapterError for an error above the limit, and what
+    lowering raises.
     """
     lowering = FirstLowered()
+    where = Where(file=adapter.checkpoint.tensors.path, adapter=adapter.name)
     for number, (name, shape) in enumerate(adapter.shapes.items()):
         is_scaled = bool(shape.vectors & {"g", "h"})
         if not (is_scaled or shape.dense or shape.need is not Need.NOTHING):
+            plain_shape(shape, shape.rank, base, where)
             lowering.has_bias |= "c" in shape.vectors
             continue
         progress(f"adapter {adapter.name}", number, len(adapter.shapes))

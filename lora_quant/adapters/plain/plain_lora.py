@@ -8,7 +8,7 @@ gets the ranks of every group: A' has A on its diagonal, B stays, since PEFT's B
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.files.finite import all_finite
 from lora_quant.adapters.lowered import FloatArray, Lowered, ModuleShape
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import NOWHERE, AdapterError, UnsupportedAdapterError, Where
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class PlainPair:
     c: NDArray[np.float32] | None
 
 
-def plain_shape(shape: ModuleShape, rank: int, base: BaseModules | None) -> PlainShape:
+def plain_shape(
+    shape: ModuleShape, rank: int, base: BaseModules | None, where: Where = NOWHERE
+) -> PlainShape:
     """Sizes of one module, from the base where it is there; a module without ranks gets one.
 
     Without a base, a module whose files do not tell a kernel is taken as linear. Raises
-    UnsupportedAdapterError if they do not tell its sizes either.
+    UnsupportedAdapterError, at the file and adapter of `where`, if they do not tell its sizes.
     """
     if base is not None:
         sizes = base.sizes(shape.module)
@@ -63,7 +65,7 @@ def plain_shape(shape: ModuleShape, rank: int, base: BaseModules | None) -> Plai
     if shape.in_features is None or shape.out_features is None:
         raise UnsupportedAdapterError(
             "the adapter's files do not tell the size of this module, which A and B need",
-            where=Where(module=shape.module),
+            where=replace(where, module=shape.module),
             hint="name the base model with --base",
         )
     return PlainShape(

@@ -60,5 +60,17 @@ def test_a_pattern_needs_a_dot_before_it() -> None:
     )
     assert described.shapes[Q].in_features == 8
     top = of_module({"c3a_kernel": np.ones((1, 2, 4))}, "q_proj")
+    fields["block_size_pattern"] = {"[qk]_proj": 4}
     with pytest.raises(AdapterError, match="blocks of 4, expected 8"):
         RULE.describe(checkpoint("C3A", top, **fields))
+
+
+@pytest.mark.parametrize("module", [Q, "q_proj"])
+def test_a_whole_path_is_a_pattern_unless_another_key_matches(module: str) -> None:
+    top = of_module({"c3a_kernel": np.ones((1, 2, 4))}, module)
+    given = {"block_size": 8, "block_size_pattern": {module: 4}}
+    assert RULE.describe(checkpoint("C3A", top, **given)).shapes[module].in_features == 8
+    if module == Q:
+        given["block_size_pattern"] = {module: 4, "q_proj": 2}
+        with pytest.raises(AdapterError, match="blocks of 4, expected 2"):
+            RULE.describe(checkpoint("C3A", top, **given))

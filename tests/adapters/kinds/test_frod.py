@@ -92,6 +92,16 @@ def test_a_basis_that_is_not_saved_is_refused(tmp_path: Path) -> None:
         described(tmp_path, made)
 
 
+def test_a_rounded_basis_is_refused(tmp_path: Path) -> None:
+    name = "base_model.frod_V.attn_q_proj"
+    made = tensors()
+    described(tmp_path, made | {name: made[name].astype(np.float32)})
+    message = "frod_V.attn_q_proj is F16, expected F32 or F64: PEFT makes U with the basis"
+    with pytest.raises(UnsupportedAdapterError, match=message) as caught:
+        described(tmp_path, made | {name: made[name].astype(np.float16)})
+    assert (caught.value.where.module, caught.value.where.tensor) == (NAME, name)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -49,6 +49,7 @@ def product(tensors: dict[str, Array], name: str) -> Array:
 def test_a_linear_update_is_the_kronecker_product(
     forms: tuple[str, str], a: int, b: int, c: int, d: int, rank: int, seed: int
 ) -> None:
+    assume(forms[1] == "low" or 2 * rank >= max(b, d))
     tensors = of_form(forms[0], seed, a, c, rank, "lokr_w1")
     tensors |= of_form(forms[1], seed + 1, b, d, rank, "lokr_w2")
     found = lowered(RULE, checkpoint("LOKR", of_module(tensors), r=rank, alpha=3))
@@ -74,7 +75,7 @@ def kron_by_loops(w1: Array, w2: Array) -> Array:
 
 def test_the_kernel_belongs_to_the_second_factor() -> None:
     w1, w2 = random(1, 2, 3), random(2, 4, 2, 3, 5)
-    held = checkpoint("LOKR", of_module({"lokr_w1": w1, "lokr_w2": w2}), r=1, alpha=1)
+    held = checkpoint("LOKR", of_module({"lokr_w1": w1, "lokr_w2": w2}), r=2, alpha=2)
     found = lowered(RULE, held)
     assert found.A.shape == (2 * 4, 6, 3, 5)
     assert np.abs(update(found) - kron_by_loops(w1, w2)).max() <= TINY * 10
@@ -116,7 +117,7 @@ def test_pefts_product_for_one_axis_is_in_the_other_order() -> None:
     for b in range(4):
         padded[b] = np.kron(w1, w2[b])
     expected = padded.reshape(2 * 4, 3 * 5, 3)
-    found = lowered(RULE, checkpoint("LOKR", tensors, r=1, alpha=1))
+    found = lowered(RULE, checkpoint("LOKR", tensors, r=3, alpha=3))
     assert found.rank == 2 * 4
     assert np.abs(update(found) - expected).max() <= TINY * 10
     logical = checkpoint("LOKR", tensors, r=1, alpha=1, **{KRONECKER_ORDER: "logical"})
@@ -175,6 +176,30 @@ def test_factors_that_contradict_each_other_are_refused(
         RULE.describe(checkpoint("LOKR", arrays, r=4))
     assert caught.value.where.module == Q
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "fields", "least"),
+    [
+        ((9, 9), (5, 3), {}, 3),
+        ((9, 9), (3, 6), {}, 3),
+        ((9, 9), (2, 4, 3, 3), {}, 2),
+        ((3, 2), (2, 4, 9), {}, 2),
+        ((7, 2), (2, 2), {"decompose_both": True}, 4),
+        ((2, 8), (2, 2), {"decompose_both": True}, 4),
+    ],
+)
+def test_a_whole_factor_needs_a_rank_of_half_its_size(
+    one: tuple[int, ...], two: tuple[int, ...], fields: dict[str, Any], least: int
+) -> None:
+    arrays = of_module({"lokr_w1": np.ones(one), "lokr_w2": np.ones(two)})
+    message = f"which PEFT trains from rank {least} on, expected lokr_w"
+    with pytest.raises(AdapterError, match=message) as caught:
+        RULE.describe(checkpoint("LOKR", arrays, r=least - 1, **fields))
+    assert caught.value.where.tensor in arrays
+    assert RULE.describe(checkpoint("LOKR", arrays, r=least, **fields)).shapes[Q].rank > 0
+    other = {**fields, KRONECKER_ORDER: "logical"}
+    assert RULE.describe(checkpoint("LOKR", arrays, r=least - 1, **other)).shapes[Q].rank > 0
 
 
 def test_an_unknown_order_is_refused() -> None:

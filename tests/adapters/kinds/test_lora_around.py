@@ -136,6 +136,15 @@ def test_attentions_take_plain_lora_only(tmp_path: Path, field: str) -> None:
     assert caught.value.where.module == "a.mha"
 
 
+def test_an_attention_is_not_adapted_with_transposed_weights(tmp_path: Path) -> None:
+    message = "fan_in_fan_out is set, and the module belongs to a MultiheadAttention: PEFT adds"
+    with pytest.raises(UnsupportedAdapterError, match=message) as caught:
+        load(tmp_path, attention(), target_modules=["mha"], fan_in_fan_out=True)
+    assert caught.value.where.module == "a.mha"
+    assert caught.value.hint
+    assert "fan_in_fan_out = false" in caught.value.hint
+
+
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_biases_replace_those_of_the_base(tmp_path: Path, bias: str) -> None:
     new = np.ones(5, np.float32)

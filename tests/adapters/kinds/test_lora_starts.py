@@ -68,6 +68,23 @@ def test_pissa_takes_the_largest_directions_from_the_base(
     )
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=["tall", "wide"])
+@pytest.mark.parametrize("rank", [1, 3], ids=["a single direction", "all directions"])
+@pytest.mark.parametrize("known", [0, 1], ids=["zero", "one direction"])
+def test_pissa_takes_all_of_a_weight_that_has_no_more_directions(
+    shape: tuple[int, int], rank: int, known: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    W = known * np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1]))
+    tensors = pair(Q0, rank=rank, features=shape[::-1])
+    adapter = load(tmp_path, tensors, r=rank, init_lora_weights="pissa")
+    lowered = low_rank(adapter, Q0, ArrayBase({Q0: W}))
+    scale = adapter.shapes[Q0].scale
+    trained = scale * (tensors[B0].astype(float) @ tensors[A0].astype(float))
+    # a singular value that is zero is found as up to 2**-52 of the largest square
+    np.testing.assert_allclose(delta(lowered), trained - W, rtol=0, atol=CLOSE)
+
+
 @SLOW
 @given(sizes=SIZES)
 def test_olora_takes_the_fit_by_the_first_columns_from_the_base(

@@ -62,8 +62,10 @@ def test_the_update_is_the_mix_of_the_skills(
 def test_a_task_that_is_not_there_is_refused(task: object) -> None:
     tensors = of_module(made(1, 2, 3, 3, 2))
     held = checkpoint("POLY", tensors, r=2, n_skills=2, n_tasks=3, task_id=task)
-    with pytest.raises(AdapterError, match="expected a whole number from 0 to 2"):
+    with pytest.raises(AdapterError, match="expected a whole number from 0 to 2") as caught:
         RULE.describe(held)
+    assert "with task_id in lora_config.yaml, or with --task" in (caught.value.hint or "")
+    assert caught.value.where.field is None
 
 
 def test_several_tasks_ask_for_a_choice() -> None:
@@ -75,7 +77,8 @@ def test_several_tasks_ask_for_a_choice() -> None:
     ) as caught:
         RULE.describe(held)
     assert caught.value.hint is not None
-    assert "from 0 to 2" in caught.value.hint
+    assert "from 0 to 2 with task_id in lora_config.yaml, or with --task" in caught.value.hint
+    assert caught.value.where.field is None
 
 
 def test_a_single_task_needs_no_choice() -> None:

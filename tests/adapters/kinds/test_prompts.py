@@ -118,6 +118,14 @@ def test_the_head_of_a_classifier_rides_along() -> None:
         ROWS[0].describe(held("PROMPT_TUNING", tensors))
 
 
+def test_a_head_that_is_not_in_the_file_is_missed() -> None:
+    saved = ["classifier", "score", "classifier", "score"]
+    tensors = {"prompt_embeddings": np.ones((3, 8))}
+    made = held("PROMPT_TUNING", tensors, task_type="SEQ_CLS", modules_to_save=saved)
+    with pytest.raises(AdapterError, match="modules_to_save names 'classifier', 'score', expected"):
+        ROWS[0].describe(made)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"num_transformer_submodules": 2}, {"task_type": "SEQ_2_SEQ_LM"}],

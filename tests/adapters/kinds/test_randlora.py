@@ -107,3 +107,34 @@ def test_a_base_of_other_sizes_is_refused(shape: tuple[int, int]) -> None:
     message = f"has {shape[1]} inputs and {shape[0]} outputs, expected 4 for the smaller and at mos"
     with pytest.raises(AdapterError, match=message):
         RULE.lower(held, RULE.describe(held).shapes[Q], SmallBase({Q: np.zeros(shape)}))
+
+
+def with_copies(**changed: Array) -> dict[str, Array]:
+    made = tensors(2, 4, 5)
+    copies = {name: made[f"base_model.{name}"] for name in ("randlora_A", "randlora_B")}
+    return made | of_module(copies | changed)
+
+
+def test_a_modules_copy_of_the_shared_pair_changes_nothing() -> None:
+    base = SmallBase({Q: np.zeros((5, 4))})
+    found = lowered(RULE, checkpoint("RANDLORA", with_copies(), r=2), base)
+    shared = lowered(RULE, checkpoint("RANDLORA", tensors(2, 4, 5), r=2), base)
+    np.testing.assert_array_equal(found.A, shared.A)
+    np.testing.assert_array_equal(found.B, shared.B)
+
+
+@pytest.mark.parametrize("name", ["randlora_A", "randlora_B"])
+def test_a_modules_copy_that_differs_from_the_shared_pair_is_refused(name: str) -> None:
+    same = tensors(2, 4, 5)[f"base_model.{name}"]
+    base = SmallBase({Q: np.zeros((5, 4))})
+    changed = same.copy()
+    changed.flat[-1] += 1
+    held = checkpoint("RANDLORA", with_copies(**{name: changed}), r=2)
+    with pytest.raises(AdapterError, match=f"values of the module's {name} are not those") as one:
+        lowered(RULE, held, base)
+    assert one.value.where.module == Q
+    longer = np.concatenate([same, same], axis=2 if name == "randlora_A" else 0)
+    for copy, message in ((same.astype(np.float32), "is F32 "), (longer, "is F64 ")):
+        held = checkpoint("RANDLORA", with_copies(**{name: copy}), r=2)
+        with pytest.raises(AdapterError, match=f"{name} {message}.*expected the one that the mod"):
+            RULE.describe(held)

@@ -10,6 +10,7 @@ import pytest
 from lora_quant.adapters.kinds.ln_tuning import LnTuningRule
 from lora_quant.adapters.kinds.trainable_tokens import TrainableTokensRule
 from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from lora_quant.findings import Severity
 from tests.adapters.kinds.held import checkpoint
 
 NORMS = LnTuningRule()
@@ -63,7 +64,15 @@ def test_rows_of_an_embedding_are_replaced() -> None:
     found = TOKENS.describe(tokens())
     rows = found.parameters["model.embed_tokens.weight"]
     assert (rows.tensor, rows.shape, rows.rows) == (EMBED, (3, 5), (1, 30, 4))
-    assert not found.findings
+
+
+def test_rows_of_one_table_are_for_what_the_base_ties_to_it_too() -> None:
+    found = TOKENS.describe(tokens())
+    assert found.parameters["model.embed_tokens.weight"].with_ties
+    (note,) = found.findings
+    assert (note.rule, note.severity) == ("adapter/rows-with-ties", Severity.NOTE)
+    assert note.message.startswith("rows of 'model.embed_tokens' are replaced; where the base ties")
+    assert note.where.field == "token_indices"
 
 
 def test_a_tied_output_layer_comes_along_without_being_named() -> None:
@@ -72,6 +81,23 @@ def test_a_tied_output_layer_comes_along_without_being_named() -> None:
     fields = {"target_modules": ["embed_tokens"], "token_indices": [1, 30, 4]}
     found = TOKENS.describe(checkpoint("TRAINABLE_TOKENS", made, **fields))
     assert set(found.parameters) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert not any(parameter.with_ties for parameter in found.parameters.values())
+    (finding,) = found.findings
+    assert (finding.rule, finding.severity) == ("adapter/rows-not-named", Severity.WARNING)
+    assert finding.message.startswith("target_modules does not name 'lm_head', and its rows are")
+    assert finding.where.module == "lm_head"
+    named = fields | {"target_modules": ["embed_tokens", "lm_head"]}
+    assert not TOKENS.describe(checkpoint("TRAINABLE_TOKENS", made, **named)).findings
+
+
+def test_rows_of_another_width_are_of_no_tied_layer() -> None:
+    head = "base_model.model.lm_head.trainable_tokens_delta"
+    made = {EMBED: np.ones((3, 5)), head: np.ones((3, 6))}
+    fields = {"target_modules": ["embed_tokens"], "token_indices": [1, 30, 4]}
+    message = r"'lm_head' has rows of shape \[3, 6\] but is not a target, expected those of"
+    with pytest.raises(AdapterError, match=message) as caught:
+        TOKENS.describe(checkpoint("TRAINABLE_TOKENS", made, **fields))
+    assert (caught.value.where.module, caught.value.where.field) == ("lm_head", "target_modules")
 
 
 def test_rows_of_nothing_that_is_named_are_refused() -> None:

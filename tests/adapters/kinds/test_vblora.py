@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.adapters.kinds.vblora import VbloraRule
-from lora_quant.errors import AdapterError
+from lora_quant.errors import AdapterError, UnsupportedAdapterError
 from tests.adapters.kinds.held import Array, Q, checkpoint, lowered, of_module, update
 from tests.adapters.kinds.saved import saved
 
@@ -78,6 +78,35 @@ def test_one_vector_each_needs_no_weights(tmp_path: Path) -> None:
     tensors = {"base_model.vblora_vector_bank": bank, **of_module(parts)}
     found = lowered(RULE, saved(tmp_path, "VBLORA", tensors, r=1, topk=1))
     np.testing.assert_array_equal(found.A, bank[2:])
+
+
+@pytest.mark.parametrize(
+    ("logits", "count", "is_clear"),
+    [
+        ([3.0, 1.0, 1.0], 2, False),
+        ([1.0, 3.0, 1.0], 2, False),
+        ([2.0, 2.0, 1.0], 1, False),
+        ([2.0, 2.0, 1.0], 2, True),
+        ([3.0, 1.0, 1.0], 1, True),
+        ([3.0, 1.0, 1.0], 3, True),
+    ],
+)
+def test_equal_logits_at_the_cut_are_refused(
+    logits: list[float], count: int, is_clear: bool
+) -> None:
+    parts = {"vblora_logits_A": np.array([[[3.0, 2.0, 1.0], logits]])}
+    parts["vblora_logits_B"] = np.array([[[1.0, 2.0, 3.0]]])
+    tensors = {"base_model.vblora_vector_bank": np.ones((3, 2)), **of_module(parts)}
+    held = checkpoint("VBLORA", tensors, r=1, topk=count)
+    if is_clear:
+        assert lowered(RULE, held).rank == 1
+        return
+    message = f"1 sub-vectors of vblora_logits_A have equal logits at the end of their top {count}"
+    with pytest.raises(UnsupportedAdapterError, match=message) as caught:
+        lowered(RULE, held)
+    assert caught.value.where.module == Q
+    assert caught.value.hint
+    assert "save_only_topk_weights" in caught.value.hint
 
 
 def topk(folder: Path, index: int, weight: float) -> None:
