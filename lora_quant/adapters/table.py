@@ -74,7 +74,9 @@ _KINDS = """
 A kind has several classes where its settings decide. "Base" is what lowering reads of the base
 model, of at least one setting. The error is the largest difference to what PEFT computes, relative
 to the largest entry of the update, over all checkpoints of the kind among the fixtures; PEFT's own
-roundings to float32, of the sum of a large weight and a small update for one, are in it.
+roundings to float32, of the sum of a large weight and a small update for one, are in it. PEFT
+decomposes the base in float32: where singular values at the cut were close, OSF was up to 8.5e-5
+and PiSSA up to 1.7e-5 away from it, over some hundred random configurations.
 
 """
 
