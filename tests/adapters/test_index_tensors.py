@@ -71,3 +71,10 @@ def test_what_is_no_place_is_refused(
 def test_other_types_are_refused(tmp_path: Path, dtype: Any) -> None:
     with pytest.raises(UnsupportedAdapterError, match="expected whole numbers"):
         index_shape(written(tmp_path, np.zeros(2, dtype)), "places", "m")
+
+
+def test_a_file_that_changes_before_its_indices_are_read_is_refused(tmp_path: Path) -> None:
+    source = written(tmp_path, np.array([1, 2]))
+    written(tmp_path, np.array([1, 2, 3]))
+    with pytest.raises(AdapterError, match="the file was changed since its header was read"):
+        read_indices(source, "places", "m")

@@ -9,26 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save, save_file
 
 from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.errors import AdapterError, InputMissingError, UnsupportedAdapterError
-
-FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-
-@st.composite
-def float_arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
-    """Arbitrary bit patterns, NaN payloads included, of every dtype that is read."""
-    dtype = np.dtype(draw(st.sampled_from(FLOATS)))
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
-    size = dtype.itemsize * int(np.prod(shape, dtype=int))
-    data = draw(st.binary(min_size=size, max_size=size))
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+from tests.adapters.arbitrary import ANY_FILE, float_arrays
 
 
 @ANY_FILE

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseSizes, Tile
+from lora_quant.adapters.files.dtypes import FLOAT_DTYPES
 from lora_quant.adapters.files.finite import all_finite, read_finite
 from lora_quant.adapters.files.model_files import ModelFiles
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES, SafetensorsFile
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, did_you_mean, some
 

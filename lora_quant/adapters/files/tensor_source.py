@@ -17,9 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.dtypes import NumberArray
 from lora_quant.adapters.files.safetensors_header import TensorInfo
-from lora_quant.adapters.formats.opened import read_at
 from lora_quant.adapters.lowered import FloatArray
 from lora_quant.errors import (
     AdapterError,
@@ -27,18 +26,6 @@ from lora_quant.errors import (
     Where,
     did_you_mean,
 )
-
-_NUMBERS: Mapping[str, str] = {
-    "BOOL": "?",
-    "I8": "<i1",
-    "U8": "<u1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "U64": "<u8",
-}
 
 
 class TensorSource(Protocol):
@@ -67,6 +54,9 @@ class TensorSource(Protocol):
 
         Raises UnsupportedAdapterError for a dtype that is no float, AdapterError for damage.
         """
+
+    def read_numbers(self, name: str) -> NumberArray:
+        """Like `read`, and for whole numbers as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +152,15 @@ class RenamedTensors:
 
     def read(self, name: str) -> FloatArray:
         """Read what the tensor is made of and compute it; raises what the source raises."""
+        return self._computed(name, self._source.read)
+
+    def read_numbers(self, name: str) -> NumberArray:
+        """Like `read`, and of whole numbers as well."""
+        return self._computed(name, self._source.read_numbers)
+
+    def _computed(self, name: str, read: Callable[[str], NumberArray]) -> NumberArray:
         derived = self._derived(name)
-        arrays = [self._source.read(source) for source in derived.sources]
+        arrays = [read(source) for source in derived.sources]
         # values that are not finite are refused by name afterwards, by who reads
         with np.errstate(all="ignore"):
             return np.ascontiguousarray(derived.compute(*arrays))
@@ -190,14 +187,7 @@ def read_number(source: TensorSource, name: str) -> float:
         raise AdapterError(
             f"the tensor has shape {list(info.shape)}, expected a single number", where=where
         )
-    if info.dtype in FLOAT_DTYPES:
-        value = float(source.read(name).reshape(-1)[0])
-    elif info.dtype in _NUMBERS:
-        value = float(read_at(source.path, info, None, where).view(_NUMBERS[info.dtype])[0])
-    else:
-        raise UnsupportedAdapterError(
-            f"the tensor is {info.dtype}, expected a whole number or a float", where=where
-        )
+    value = float(source.read_numbers(name).reshape(-1)[0])
     if not np.isfinite(value):
         raise AdapterError(
             f"the tensor holds {value}, expected a finite number",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_quant.adapters.files.opened import opened
 from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.aimet import Aimet
@@ -19,7 +20,6 @@ from lora_quant.adapters.formats.gguf_header import MAGIC
 from lora_quant.adapters.formats.gguf_lora import GgufLora
 from lora_quant.adapters.formats.kohya import Kohya
 from lora_quant.adapters.formats.mlx import Mlx
-from lora_quant.adapters.formats.opened import opened
 from lora_quant.adapters.formats.peft import Peft
 from lora_quant.adapters.formats.torch_zip import LOCAL_MAGIC, TorchZipFile
 from lora_quant.adapters.formats.torchtune import Torchtune

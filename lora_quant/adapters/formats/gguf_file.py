@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.dtypes import FLOAT_DTYPES
+from lora_quant.adapters.files.opened import opened, read_at, stamp
 from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.adapters.formats.gguf_header import read_header
-from lora_quant.adapters.formats.opened import opened, read_at, stamp
 from lora_quant.adapters.lowered import FloatArray
 from lora_quant.errors import AdapterError, Where, did_you_mean
 
@@ -56,6 +56,8 @@ class GgufFile:
 
         The shape is NumPy's order: `[r, in]` for A, as PEFT has it.
         """
-        info = self.info(name)
-        data = read_at(self.path, info, self._stamp, Where(file=self.path, tensor=name))
+        info, where = self.info(name), Where(file=self.path, tensor=name)
+        data = read_at(self.path, info.offset, info.size, self._stamp, where)
         return data.view(FLOAT_DTYPES[info.dtype]).reshape(info.shape)
+
+    read_numbers = read  # the header has refused whole numbers

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.dtypes import NUMBER_DTYPES, NumberArray, expect_float
+from lora_quant.adapters.files.opened import opened, read_at, stamp
 from lora_quant.adapters.files.safetensors_header import TensorInfo
-from lora_quant.adapters.formats.opened import opened, read_at, stamp
 from lora_quant.adapters.formats.torch_pickle import StoredTensor, interpret
 from lora_quant.adapters.lowered import FloatArray
 from lora_quant.errors import (
@@ -34,18 +34,6 @@ from lora_quant.errors import (
     did_you_mean,
 )
 
-_ITEM_BYTES: Mapping[str, int] = {
-    "BF16": 2,
-    "BOOL": 1,
-    "F16": 2,
-    "F32": 4,
-    "F64": 8,
-    "I16": 2,
-    "I32": 4,
-    "I64": 8,
-    "I8": 1,
-    "U8": 1,
-}
 _MAX_PICKLE_BYTES = 8 * 1024 * 1024
 _MAX_ENTRIES = 200_000
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -93,19 +81,17 @@ class TorchZipFile:
         Raises UnsupportedAdapterError for a dtype that is no float, AdapterError if the file was
         changed.
         """
+        expect_float(self.info(name).dtype, Where(file=self.path, tensor=name))
+        return self.read_numbers(name)
+
+    def read_numbers(self, name: str) -> NumberArray:
+        """Like `read`, and for whole numbers as well."""
         place = self._place(name)
-        where = Where(file=self.path, tensor=name)
-        dtype = FLOAT_DTYPES.get(place.info.dtype)
-        if dtype is None:
-            raise UnsupportedAdapterError(
-                f"the tensor is {place.info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}",
-                where=where,
-                hint="save the adapter's weights in float32, float16 or bfloat16",
-            )
-        data = read_at(self.path, place.info, self._stamp, where)
-        values = data.view(dtype)
+        info, where = place.info, Where(file=self.path, tensor=name)
+        dtype = NUMBER_DTYPES[info.dtype]
+        values = read_at(self.path, info.offset, info.size, self._stamp, where).view(dtype)
         strides = [step * dtype.itemsize for step in place.stride]
-        view = np.lib.stride_tricks.as_strided(values, place.info.shape, strides, writeable=False)
+        view = np.lib.stride_tricks.as_strided(values, info.shape, strides, writeable=False)
         return np.array(view, order="C")
 
     def _place(self, name: str) -> _Place:
@@ -188,7 +174,7 @@ def _tensors_of(document: Any, path: Path) -> dict[str, StoredTensor]:
 def _place(bounds: _Bounds, root: str, tensor: StoredTensor, where: Where) -> _Place:
     """Check one tensor against the bytes of its storage."""
     storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
-    item = _ITEM_BYTES[storage.dtype]
+    item = NUMBER_DTYPES[storage.dtype].itemsize
     start, size = bounds.of(f"{root}data/{storage.key}", where)
     if len(shape) != len(stride) or min((*shape, *stride, tensor.offset), default=0) < 0:
         raise AdapterError(

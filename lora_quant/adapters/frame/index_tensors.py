@@ -5,26 +5,16 @@ PEFT saves them as integers, or as float32 where its platform could not save int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_quant.adapters.files.dtypes import FLOAT_DTYPES
 from lora_quant.adapters.files.finite import read_finite
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
 from lora_quant.adapters.files.tensor_source import TensorSource
-from lora_quant.adapters.formats.opened import read_at
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
 
-INTEGER_DTYPES: Mapping[str, str] = {
-    "I8": "<i1",
-    "U8": "<u1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-}
+# What int64 holds.
+INTEGER_DTYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "I64")
 
 
 def index_shape(source: TensorSource, name: str, module: str) -> tuple[int, ...]:
@@ -46,7 +36,7 @@ def read_indices(
 
     Raises AdapterError for a number that is not whole or out of range.
     """
-    shape = index_shape(source, name, module)
+    index_shape(source, name, module)
     info = source.info(name)
     where = Where(file=source.path, module=module, tensor=name)
     if info.dtype in FLOAT_DTYPES:
@@ -60,8 +50,7 @@ def read_indices(
                 hint="save the adapter again; 16-bit floats do not hold all places",
             )
     else:
-        data = read_at(source.path, info, None, where)
-        indices = data.view(INTEGER_DTYPES[info.dtype]).astype(np.int64).reshape(shape)
+        indices = source.read_numbers(name).astype(np.int64)
     limit = np.iinfo(np.int64).max if below is None else below
     outside = indices[(indices < 0) | (indices >= limit)]
     if outside.size:

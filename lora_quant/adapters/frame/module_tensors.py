@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import BaseModules
+from lora_quant.adapters.files.dtypes import expect_float
 from lora_quant.adapters.files.finite import read_finite
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
 from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.frame.index_tensors import index_shape, read_indices
 from lora_quant.adapters.lowered import FloatArray, ModuleShape
@@ -116,12 +116,7 @@ class Headers:
     def _dims(self, name: str, axes: int | None, *, may_be_empty: bool = False) -> tuple[int, ...]:
         info = self.source.info(name)
         where = Where(file=self.source.path, module=self.module, tensor=name)
-        if info.dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(
-                f"the tensor is {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}",
-                where=where,
-                hint="save the adapter's weights in float32, float16 or bfloat16",
-            )
+        expect_float(info.dtype, where)
         is_empty = 0 in info.shape and not may_be_empty
         if is_empty or (axes is not None and len(info.shape) != axes):
             expected = "no zero" if axes is None else f"{axes} axes without a zero"

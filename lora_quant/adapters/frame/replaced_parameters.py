@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from lora_quant.adapters.description import ParameterShape
+from lora_quant.adapters.files.dtypes import FLOAT_DTYPES
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
 from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.frame.routing import any_number
 from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, some

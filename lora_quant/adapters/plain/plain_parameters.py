@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.files.safetensors_file import FLOAT_DTYPES
+from lora_quant.adapters.files.dtypes import FLOAT_DTYPES
 from lora_quant.errors import UnsupportedAdapterError, Where
 
 _WRAPPER = "base_model.model."

@@ -5,31 +5,17 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from lora_quant.adapters.formats.gguf_file import GgufFile
 from lora_quant.adapters.formats.gguf_header import Items
 from lora_quant.errors import AdapterError, InputMissingError, UnsupportedAdapterError
+from tests.adapters.arbitrary import ANY_FILE, damaged, float_arrays
 from tests.adapters.formats import gguf_bytes
 from tests.adapters.formats.gguf_bytes import assemble, field, record, text
-
-FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-
-@st.composite
-def float_arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
-    """Arbitrary bit patterns, NaN payloads included, of every dtype that is read."""
-    dtype = np.dtype(draw(st.sampled_from(FLOATS)))
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
-    size = dtype.itemsize * int(np.prod(shape, dtype=int))
-    data = draw(st.binary(min_size=size, max_size=size))
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 @ANY_FILE
@@ -162,11 +148,7 @@ def test_a_file_cut_at_any_byte_is_an_adapter_error(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_an_adapter_error(data: st.DataObject, tmp_path: Path) -> None:
     path = gguf_bytes.write(tmp_path / "x.gguf", {"a.lora_a": np.ones((2, 3), np.float32)})
-    whole = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(whole) - 1))
-        whole[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    path.write_bytes(whole)
+    path.write_bytes(damaged(data, path.read_bytes()))
     try:
         file = GgufFile(path)
         for name in file.names:

@@ -55,6 +55,15 @@ def test_a_view_has_other_names_axes_and_orders(tmp_path: Path) -> None:
         assert read.flags.c_contiguous
 
 
+def test_whole_numbers_pass_through_a_view(tmp_path: Path) -> None:
+    places = np.arange(6).reshape(2, 3)
+    file = source(tmp_path, places=places)
+    view = RenamedTensors(file, {"turned": transposed(file, "places")})
+    assert view.read_numbers("turned").tolist() == places.T.tolist()
+    with pytest.raises(UnsupportedAdapterError, match="the tensor is I64"):
+        view.read("turned")
+
+
 def test_an_error_names_the_tensor_as_the_file_does(tmp_path: Path) -> None:
     file = source(tmp_path, a=A, i=np.arange(3))
     view = RenamedTensors(file, {"x.lora_A.weight": same(file, "i")})

@@ -6,36 +6,27 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from lora_quant.adapters.files.checkpoint import open_checkpoint
 from lora_quant.adapters.formats.torch_zip import TorchZipFile
+from lora_quant.adapters.frame.index_tensors import read_indices
 from lora_quant.errors import AdapterError, InputMissingError, UnsupportedAdapterError
+from tests.adapters.arbitrary import ANY_FILE, damaged, float_arrays
 from tests.adapters.builders import Q0, pair, write
 from tests.adapters.formats import torch_bytes
 from tests.adapters.formats.torch_bytes import PROTO, STOP, pickled, state_dict, tensor, text
 
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-
-
-@st.composite
-def float_arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
-    """Arbitrary bit patterns, NaN payloads included, of every dtype that is read."""
-    dtype = np.dtype(draw(st.sampled_from(FLOATS)))
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-    size = dtype.itemsize * int(np.prod(shape, dtype=int))
-    data = draw(st.binary(min_size=size, max_size=size))
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
-
 
 @ANY_FILE
-@given(arrays=st.dictionaries(st.text(st.characters(codec="utf-8")), float_arrays(), max_size=4))
+@given(
+    arrays=st.dictionaries(
+        st.text(st.characters(codec="utf-8")), float_arrays(max_dims=3), max_size=4
+    )
+)
 def test_every_tensor_is_read_back_bit_for_bit(
     arrays: dict[str, np.ndarray[Any, Any]], tmp_path: Path
 ) -> None:
@@ -61,6 +52,18 @@ def test_a_view_of_a_storage_is_read_by_its_strides(tmp_path: Path) -> None:
     assert file.read("inner").tolist() == [[8, 10], [14, 16]]
     assert file.read("none").shape == (0, 4)
     assert file.read("columns").flags.c_contiguous
+
+
+def test_whole_numbers_are_read_by_their_strides_too(tmp_path: Path) -> None:
+    """As of a transposed tensor of indices, which torch saves as it lies in memory."""
+    values = np.arange(6, dtype=np.int64)
+    entries = {"places": tensor("LongStorage", "0", 6, 0, (2, 3), (1, 2))}
+    path = torch_bytes.write_zip(tmp_path / "x.bin", state_dict(entries), {"0": values.tobytes()})
+    file = TorchZipFile(path)
+    assert file.read_numbers("places").tolist() == [[0, 2, 4], [1, 3, 5]]
+    assert read_indices(file, "places", "m").tolist() == [[0, 2, 4], [1, 3, 5]]
+    with pytest.raises(UnsupportedAdapterError, match="the tensor is I64, expected one of F64"):
+        file.read("places")
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
@@ -220,11 +223,7 @@ def test_a_file_cut_at_any_byte_is_an_adapter_error(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_an_adapter_error(data: st.DataObject, tmp_path: Path) -> None:
     path = torch_bytes.write(tmp_path / "x.bin", {"a": np.ones((2, 3), np.float32)})
-    whole = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(whole) - 1))
-        whole[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    path.write_bytes(whole)
+    path.write_bytes(damaged(data, path.read_bytes()))
     try:
         file = TorchZipFile(path)
         for name in file.names:

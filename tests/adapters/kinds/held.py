@@ -47,6 +47,8 @@ class Held:
     def read(self, name: str) -> Array:
         return np.ascontiguousarray(self.tensors[name])
 
+    read_numbers = read
+
 
 @dataclass(frozen=True, eq=False)
 class SmallBase:

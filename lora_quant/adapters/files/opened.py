@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_quant.adapters.files.safetensors_header import TensorInfo
 from lora_quant.errors import AdapterError, InputMissingError, Where
 
 Stamp = tuple[int, int]
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 @contextmanager
@@ -42,25 +42,28 @@ def stamp(file: FileIO) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def read_at(
-    path: Path, info: TensorInfo, expected: Stamp | None, where: Where
-) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The bytes of one tensor; AdapterError if the file is shorter or not the one of `expected`."""
-    data = np.empty(info.size, np.uint8)
+def read_at(path: Path, offset: int, size: int, expected: Stamp, where: Where) -> Bytes:
+    """Bytes of one tensor; AdapterError if the file is shorter or not the one of `expected`."""
     with opened(path) as file:
-        if expected is not None and stamp(file) != expected:
+        if stamp(file) != expected:
             raise AdapterError(
                 "the file was changed since its header was read",
                 where=where,
                 hint="do not write to an adapter while it is compiled; start again",
             )
-        file.seek(info.offset)
-        rest = data.data
-        while rest:
-            count = file.readinto(rest)
-            if not count:
-                raise AdapterError(
-                    f"the file ended {len(rest)} bytes too early while it was read", where=where
-                )
-            rest = rest[count:]
+        file.seek(offset)
+        return read_bytes(file, size, where)
+
+
+def read_bytes(file: FileIO, size: int, where: Where) -> Bytes:
+    """Exactly `size` bytes from the current position; a raw read may return fewer at a time."""
+    data = np.empty(size, np.uint8)
+    rest = data.data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise AdapterError(
+                f"the file ended {len(rest)} bytes too early while it was read", where=where
+            )
+        rest = rest[count:]
     return data
