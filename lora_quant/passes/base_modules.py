@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules, BaseSizes, Tile
-from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import AttachPointError, UnsupportedAdapterError, Where, did_you_mean
 from lora_quant.graph.attach import ModuleSizes, Resolution
 from lora_quant.graph.base import BaseGraph
@@ -116,12 +115,11 @@ class ModuleWeights:
 
 def base_modules(compilation: Compilation, adapter: Adapter) -> BaseModules:
     """What a rule may ask of the base for one adapter; attach points have been resolved."""
-    mapping_file = compilation.config.attach_point_onnx_mapping
     return ModuleWeights(
         compilation.base,
         compilation.having("resolution"),
         tuple(adapter.shapes),
         adapter=adapter.name,
-        mapping=read_attach_map(mapping_file) if mapping_file else None,
-        mapping_file=mapping_file,
+        mapping=compilation.attach_map,
+        mapping_file=compilation.config.attach_point_onnx_mapping,
     )

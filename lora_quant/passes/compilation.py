@@ -51,7 +51,8 @@ def no_progress(_what: str, _done: int, _total: int) -> None:
 class Compilation:
     """Inputs, then what each pass found.
 
-    `staging` is where packs are written; None if nothing will be. `progress` is told
+    `attach_map` is the content of the attach point mapping, None if none was given. `staging` is
+    where packs are written; None if nothing will be. `progress` is told
     (what, done, total) by long steps. `replacements` are the parameters of the base that adapters
     replace; `prompts` tells the inputs that a soft prompt feeds, by adapter.
     """
@@ -63,6 +64,7 @@ class Compilation:
     config_file: Path | None = None
     findings: tuple[Finding, ...] = ()
     adapters: Mapping[str, Adapter] | None = None
+    attach_map: Mapping[str, list[str]] | None = None
     resolution: Resolution | None = None
     replacements: tuple[Replacement, ...] = ()
     prompts: Mapping[str, PromptInputs] = field(default_factory=dict)

@@ -7,22 +7,17 @@ Every kind has this form, dense ones included. Strengths multiply delta and c.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered
-from lora_quant.errors import UnsupportedAdapterError, Where
+from lora_quant.errors import UnsupportedAdapterError
 from lora_quant.graph.attach import Resolution
 from lora_quant.graph.records import AttachPoint
-from lora_quant.passes.base_modules import base_modules
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.slots import Slot
+from lora_quant.passes.modules_by_point import ModulesByPoint
 
 Array = NDArray[np.float64]
 
@@ -44,18 +39,9 @@ class MergedValues:
     """Computes the update of one attach point after the other; none is kept."""
 
     def __init__(self, compilation: Compilation, use_case: str) -> None:
-        adapters: Mapping[str, Adapter] = compilation.having("adapters")
         resolution: Resolution = compilation.having("resolution")
         self._points = resolution.points
-        self._use_case = use_case
-        self._modules: dict[int, list[tuple[Slot, Adapter, int, str]]] = defaultdict(list)
-        self._bases: dict[str, BaseModules] = {}
-        for slot in compilation.having("slots").use_cases[use_case]:
-            adapter = adapters[slot.adapter]
-            self._bases[adapter.name] = base_modules(compilation, adapter)
-            for module in adapter.shapes:
-                at = resolution.placements[module]
-                self._modules[at.point].append((slot, adapter, at.part, module))
+        self._modules = ModulesByPoint(compilation, use_case)
 
     def point(self, number: int) -> MergedPoint:
         """The update of one attach point, its adapters acting in the order of the use case.
@@ -64,24 +50,23 @@ class MergedValues:
         """
         point = self._points[number]
         merged = MergedPoint(np.zeros(_weight_shape(point)))
-        for slot, adapter, part, module in self._modules[number]:
-            shape = adapter.shapes[module]
-            if shape.gated or shape.experts:
+        for one in self._modules.at(number):
+            if one.shape.gated or one.shape.experts:
                 raise UnsupportedAdapterError(
                     "what this module adds depends on the tokens: it cannot be put into a weight",
-                    where=Where(use_case=self._use_case, adapter=adapter.name, module=module),
+                    where=one.where,
                     hint="build without --merge",
                 )
-            if shape.groups > 1:
+            if one.shape.groups > 1:
                 raise UnsupportedAdapterError(
-                    f"the module is a convolution of {shape.groups} groups, and its lora_A reads "
-                    "all channels: the weight has no place for that",
-                    where=Where(use_case=self._use_case, adapter=adapter.name, module=module),
+                    f"the module is a convolution of {one.shape.groups} groups, and its lora_A "
+                    "reads all channels: the weight has no place for that",
+                    where=one.where,
                     hint="build without --merge",
                 )
-            lowered = adapter.lower(module, self._bases[adapter.name])
-            rows = point.parts[part]
-            _add(merged, lowered, slice(rows.offset, rows.offset + rows.size), slot.alpha)
+            rows = point.parts[one.part]
+            place = slice(rows.offset, rows.offset + rows.size)
+            _add(merged, one.lower(), place, one.slot.alpha)
         # The node multiplies all of W x with it; see lora_quant.graph.merged_weights.
         gain = point.linear.gain
         merged.delta *= gain

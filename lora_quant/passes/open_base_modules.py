@@ -11,9 +11,10 @@ from lora_quant.adapters.files.base_checkpoint import BaseCheckpoint
 from lora_quant.adapters.files.model_files import is_model_checkpoint, open_model_files
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import ConfigError, InputMissingError, UnsupportedAdapterError, Where
-from lora_quant.graph.attach import ModuleRequest, Resolver
+from lora_quant.graph.attach import Resolver
 from lora_quant.graph.base import open_base
 from lora_quant.passes.base_modules import ModuleWeights
+from lora_quant.passes.module_requests import module_request
 
 _OTHER_SUFFIXES = (".bin", ".ckpt", ".gguf", ".json", ".pt", ".pth")
 
@@ -79,16 +80,7 @@ def _graph(
         mapping_file=mapping_file,
     )
     requests = [
-        ModuleRequest(
-            shape.module,
-            shape.in_features,
-            shape.out_features,
-            shape.kernel,
-            adapter.name,
-            is_embedding=shape.is_embedding,
-            groups=shape.groups,
-            low_rank=shape.rank > 0,
-        )
+        module_request(shape, adapter.name, low_rank=shape.rank > 0)
         for shape in adapter.shapes.values()
     ]
     resolution = resolver.resolve(requests)

@@ -138,8 +138,8 @@ def _is_as_it_was(
     stored = given.T if target.transposed else given
     own = parameter_values(base, target)
     with np.errstate(over="ignore"):  # what does not fit the base's dtype is another value
-        given = given.astype(own.dtype)
-    return bool(np.array_equal(stored.astype(own.dtype).reshape(own.shape), own))
+        cast = stored.astype(own.dtype)
+    return bool(np.array_equal(cast.reshape(own.shape), own))
 
 
 def _check_not_read(

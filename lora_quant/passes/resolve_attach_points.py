@@ -12,12 +12,11 @@ from typing import ClassVar
 
 from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.config.attach_map import read_attach_map
-from lora_quant.config.options import BuildOptions
-from lora_quant.graph.attach import ModuleRequest, Resolver
-from lora_quant.graph.records import Gate, Vector
+from lora_quant.graph.attach import Resolver
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, MODULES_RESOLVED
 from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.passes.module_requests import module_request
 from lora_quant.passes.prompt_inputs import find_prompt_inputs
 from lora_quant.passes.replacements import find_replacements
 from lora_quant.passes.untrained_targets import untrained_targets
@@ -47,8 +46,9 @@ class ResolveAttachPoints:
             mapping_file=mapping_file,
         )
         adapters = compilation.having("adapters").values()
+        branches = compilation.options.merge is None
         requests = [
-            _request(shape, adapter.name, compilation.options)
+            module_request(shape, adapter.name, low_rank=branches and _has_low_rank(shape))
             for adapter in adapters
             for shape in adapter.shapes.values()
         ]
@@ -67,24 +67,15 @@ class ResolveAttachPoints:
             if adapter.description.prompt is not None
         }
         resolved = replace(
-            compilation, resolution=resolution, replacements=replacements, prompts=prompts
+            compilation,
+            attach_map=mapping,
+            resolution=resolution,
+            replacements=replacements,
+            prompts=prompts,
         )
         return PassResult(resolved.with_findings(*findings, *noticed), changed=True)
 
 
-def _request(shape: ModuleShape, adapter: str, options: BuildOptions) -> ModuleRequest:
-    gates = {Gate.INPUT} if shape.gated else set()
-    if shape.experts:
-        gates.add(Gate.ROUTER)
-    return ModuleRequest(
-        shape.module,
-        shape.in_features,
-        shape.out_features,
-        shape.kernel,
-        adapter,
-        is_embedding=shape.is_embedding,
-        groups=shape.groups,
-        low_rank=options.merge is None and (shape.rank > 0 or shape.dense),
-        vectors=frozenset(map(Vector, shape.vectors)),
-        gates=frozenset(gates),
-    )
+def _has_low_rank(shape: ModuleShape) -> bool:
+    """A dense update will be approximated: what cannot be is refused before."""
+    return shape.rank > 0 or shape.dense

@@ -17,19 +17,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.adapters.adapter import Adapter
-from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense
-from lora_quant.errors import Where
-from lora_quant.graph.attach import Resolution
 from lora_quant.graph.records import AttachPoint, Branch, BranchedGraph, TensorRecord
 from lora_quant.graph.router import expert_columns
 from lora_quant.graph.updatable_weights import Role, UpdatableWeight, updatable_weights
-from lora_quant.passes.base_modules import base_modules
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import PlacedModule, cast_to, expansion_matrix, place
+from lora_quant.passes.modules_by_point import ModulesByPoint, UseCaseModule
 from lora_quant.passes.replacements import replaced_values
-from lora_quant.passes.slots import Slot
 
 Values = NDArray[np.generic]
 
@@ -54,7 +49,7 @@ def use_case_weights(compilation: Compilation, use_case: str) -> Iterator[PointV
 
     Raises AdapterError for values that the graph's dtype cannot hold.
     """
-    reader = _Reader(compilation, use_case)
+    modules_by_point = ModulesByPoint(compilation, use_case)
     branched: BranchedGraph = compilation.having("branched")
     weights: dict[str, list[UpdatableWeight]] = defaultdict(list)
     for weight in updatable_weights(branched):
@@ -63,7 +58,7 @@ def use_case_weights(compilation: Compilation, use_case: str) -> Iterator[PointV
     branches = {branch.attach.name: branch for branch in branched.branches}
     for number, point in enumerate(branched.points):
         branch = branches.get(point.name)
-        modules = reader.modules(number)
+        modules = _placed(modules_by_point.at(number))
         yield PointValues(
             point, branch, _point_values(weights[point.name], branch, modules, branched)
         )
@@ -86,35 +81,18 @@ def shared_weights(
         yield one.weight, replaced_values(compilation.base, one, adapter, shape)
 
 
-class _Reader:
-    """Lowers the modules of one use case, attach point by attach point."""
-
-    def __init__(self, compilation: Compilation, use_case: str) -> None:
-        adapters: Mapping[str, Adapter] = compilation.having("adapters")
-        resolution: Resolution = compilation.having("resolution")
-        self._use_case = use_case
-        self._modules: dict[int, list[tuple[Slot, Adapter, int, str]]] = defaultdict(list)
-        self._bases: dict[str, BaseModules] = {}
-        for slot in compilation.having("slots").use_cases[use_case]:
-            adapter = adapters[slot.adapter]
-            self._bases[adapter.name] = base_modules(compilation, adapter)
-            for module in adapter.shapes:
-                at = resolution.placements[module]
-                self._modules[at.point].append((slot, adapter, at.part, module))
-
-    def modules(self, number: int) -> Sequence[PlacedModule]:
-        """What the adapters bring to one attach point, in the order in which they act."""
-        found: list[PlacedModule] = []
-        later: dict[int, NDArray[np.float64]] = {}
-        for slot, adapter, part, module in reversed(self._modules.get(number, ())):
-            lowered = adapter.lower(module, self._bases[adapter.name])
-            where = Where(use_case=self._use_case, adapter=adapter.name, module=module)
-            if isinstance(lowered, Dense):
-                raise TypeError(f"{module} has no low rank: lower-with-base ran too late")
-            found.append(PlacedModule(lowered, slot, part, where, later.get(part)))
-            if lowered.g is not None:
-                later[part] = lowered.g.astype(np.float64) * later.get(part, 1.0)
-        return found[::-1]
+def _placed(modules: Sequence[UseCaseModule]) -> Sequence[PlacedModule]:
+    """What the adapters bring to one attach point, lowered, in the order in which they act."""
+    found: list[PlacedModule] = []
+    later: dict[int, NDArray[np.float64]] = {}
+    for one in reversed(modules):
+        lowered = one.lower()
+        if isinstance(lowered, Dense):
+            raise TypeError(f"{one.where.module} has no low rank: lower-with-base ran too late")
+        found.append(PlacedModule(lowered, one.slot, one.part, one.where, later.get(one.part)))
+        if lowered.g is not None:
+            later[one.part] = lowered.g.astype(np.float64) * later.get(one.part, 1.0)
+    return found[::-1]
 
 
 def _point_values(

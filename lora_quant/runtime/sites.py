@@ -15,9 +15,10 @@ from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.config.manifest import Manifest
 from lora_quant.errors import VerificationError, Where
-from lora_quant.graph.attach import ModuleRequest, Resolver
+from lora_quant.graph.attach import Resolver
 from lora_quant.graph.base import open_base
 from lora_quant.graph.name_table import NameTable
+from lora_quant.passes.module_requests import module_request
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,8 @@ def _resolved(adapters: Mapping[str, Adapter], path: Path, mapping: Path | None)
         mapping_file=mapping,
     )
     requests = [
-        ModuleRequest(
-            shape.module,
-            shape.in_features,
-            shape.out_features,
-            shape.kernel,
-            adapter.name,
-            is_embedding=shape.is_embedding,
-            groups=shape.groups,
-            low_rank=False,  # nothing is added: whatever the groups are
-        )
+        # Nothing is added, so that it does not matter what a branch could not have.
+        module_request(shape, adapter.name, low_rank=False)
         for adapter in adapters.values()
         for shape in adapter.shapes.values()
     ]
