@@ -33,9 +33,10 @@ from lora_quant.findings import Finding
 class Adapter:
     """An adapter whose headers have been read and checked, and no tensor yet.
 
-    `scale` is the adapter-wide factor: the one that most modules share. A module's own factor is
-    `scale * deviation(module)`. `stored` holds the modules that were lowered once for all;
-    `max_error` is the largest relative error of those that are approximations, None without any.
+    `description` is what the files tell. `scale` is the adapter-wide factor: the one that most
+    modules share. A module's own factor is `scale * deviation(module)`. `stored` holds the modules
+    that were lowered once for all, and `settled` the shapes that all modules have then; `max_error`
+    is the largest relative error of those that are approximations, None without any.
     """
 
     name: str
@@ -45,12 +46,13 @@ class Adapter:
     scale: float
     findings: tuple[Finding, ...]
     stored: LoweredStore | None = None
+    settled: Mapping[str, ModuleShape] | None = None
     max_error: float | None = None
 
     @property
     def shapes(self) -> Mapping[str, ModuleShape]:
         """Every adapted module, sorted by name."""
-        return self.description.shapes
+        return self.description.shapes if self.settled is None else self.settled
 
     @property
     def parameters(self) -> Mapping[str, ParameterShape]:

@@ -89,8 +89,8 @@ def _settled(
         shapes[shape.module] = made
     settled = replace(
         adapter,
-        description=replace(adapter.description, shapes=shapes),
         stored=store,
+        settled=shapes,
         max_error=max(errors, default=None),
     )
     return settled, findings

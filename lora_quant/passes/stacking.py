@@ -225,12 +225,9 @@ def _read_from_base(adapter: Adapter) -> set[str]:
     The files tell: once such a module is lowered, its shape needs nothing of the base any more.
     Of the sizes alone nothing but a shift is made with the bias.
     """
-    shapes = adapter.shapes
-    if adapter.stored is not None:
-        shapes = adapter.rule.describe(adapter.checkpoint).shapes
     return {
         module
-        for module, shape in shapes.items()
+        for module, shape in adapter.description.shapes.items()
         if shape.need is Need.WEIGHT or (shape.need is Need.SIZES and "c" in shape.vectors)
     }
 
