@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lora_quant.graph.catalog import LinearCatalog, build_catalog
+from lora_quant.graph.attach.catalog import LinearCatalog, build_catalog
+from lora_quant.graph.branching.weights import ZeroWeights
+from lora_quant.graph.files.model_file import ModelFile, load_model
 from lora_quant.graph.index import GraphIndex, build_index
-from lora_quant.graph.model_file import ModelFile, load_model
-from lora_quant.graph.parameter_table import ParameterTable
-from lora_quant.graph.weights import ZeroWeights
+from lora_quant.graph.values.parameter_table import ParameterTable
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from lora_quant.graph.walk import iter_graphs
+from lora_quant.graph.files.walk import iter_graphs
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,12 +33,24 @@ class Gate(Enum):
     ROUTER = "router"
 
 
+class Storage(Enum):
+    """How the base stores the weight of a node.
+
+    DEQUANTIZED: a DequantizeLinear gives the weight, of integers, or of a float initializer that a
+    QuantizeLinear rounds. PACKED: MatMulNBits reads blocks of packed integers itself.
+    """
+
+    FLOAT = "float"
+    DEQUANTIZED = "dequantized"
+    PACKED = "packed"
+
+
 @dataclass(frozen=True)
 class ConvGeometry:
     """Spatial attributes of a convolution; the branch's A takes them over, B is 1 x 1.
 
     Neither A nor B is grouped in the graph: what a B of `groups` groups connects is in its values,
-    which are zero outside of the groups' blocks (see lora_quant.graph.branches). Dilated
+    which are zero outside of the groups' blocks (see lora_quant.graph.branching.branches). Dilated
     convolutions take no branch.
     """
 
@@ -55,7 +67,8 @@ class LinearNode:
 
     `weight` is the initializer that stores W; `weight_is_in_out` tells its storage order.
     `input_transposed` is Gemm's transA: x arrives as `[in, rows]`. `node` is "" if the node has no
-    name; `product`, its output, always tells it.
+    name; `product`, its output, always tells it. `dtype` is what it computes in, whatever `storage`
+    its weight has.
     """
 
     node: str
@@ -71,6 +84,12 @@ class LinearNode:
     conv: ConvGeometry | None = None
     input_transposed: bool = False
     gain: float = 1.0
+    storage: Storage = Storage.FLOAT
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base has rounded the weight to a grid."""
+        return self.storage is not Storage.FLOAT
 
 
 @dataclass(frozen=True)
@@ -83,13 +102,29 @@ class ModulePart:
 
 
 @dataclass(frozen=True)
+class OutputGrid:
+    """The base's own QuantizeLinear and DequantizeLinear behind an attach point.
+
+    `source` is quantized to `codes`, by `scale` and `zero_point` ("" without one), the tensors
+    that the QuantizeLinear reads. `others` are what further DequantizeLinear nodes make of the
+    same codes. Quantizing once more what they give leads to the same codes.
+    """
+
+    source: str
+    codes: str
+    scale: str
+    zero_point: str
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AttachPoint:
     """Where a branch is added.
 
-    `output` is the tensor that the branch's Add will produce under its old name: the product, or
-    the output of the bias Add that follows it. `parts` has one entry, or one per module of a
-    fused projection (qkv). `low_rank`: whether any adapter brings A and B here; `vectors` and
-    `gates`: which vectors and gates any adapter needs here.
+    `output` is the tensor that the branch will produce under its old name: the product, the output
+    of the bias Add that follows it, or what the Q/DQ pair of `grid` behind them gives. `parts` has
+    one entry, or one per module of a fused projection (qkv). `low_rank`: whether any adapter brings
+    A and B here; `vectors` and `gates`: which vectors and gates any adapter needs here.
     """
 
     name: str
@@ -100,6 +135,7 @@ class AttachPoint:
     low_rank: bool = True
     vectors: frozenset[Vector] = frozenset()
     gates: frozenset[Gate] = frozenset()
+    grid: OutputGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +157,8 @@ class Router:
     q = mean over tokens of softmax(a `weight`) `expansion` + `rest`, and m = (s * q) * a. `weight`
     `[R, experts]`; `expansion` `[experts, R]` is 1 where a rank belongs to an expert; `rest` `[R]`
     is 1 for the ranks that are not routed. Every part and slot has experts, and a softmax, of its
-    own; lora_quant.graph.router tells which. `tensors` are the activations in graph order, ending
-    with q and s * q.
+    own; branching/router.py tells which. `tensors` are the activations in graph order, ending with
+    q and s * q.
     """
 
     weight: TensorRecord
@@ -132,11 +168,27 @@ class Router:
 
 
 @dataclass(frozen=True)
+class Requantized:
+    """A Q/DQ pair that was added behind a sum: `raw` -> `codes` -> `output`.
+
+    Both nodes read `scale` and `zero_point` ("" without one): tensors of the base, those of the
+    pair that gave `output` before, so that what the base computes is rounded to itself.
+    """
+
+    raw: str
+    codes: str
+    output: str
+    scale: str
+    zero_point: str
+
+
+@dataclass(frozen=True)
 class Branch:
     """The tensors of one built branch: y = h + l, l = B m, m = s * a, a = A x.
 
     `relayouts` are the tensors between them that only change layout (a transposed x). Where the
-    attach point has vectors, h is what they give.
+    attach point has vectors, h is what they give. With `requantized`, the sum is its `raw`, and y
+    what it gives.
     """
 
     attach: AttachPoint
@@ -150,6 +202,7 @@ class Branch:
     y: str
     relayouts: tuple[str, ...] = ()
     router: Router | None = None
+    requantized: Requantized | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +211,8 @@ class VectorTensors:
 
     g: `h * g`, c: that plus c, h: `x * h`, which the base's node reads instead of x. The weight is
     `[out]` or `[in]`, for convolutions `[1, out, 1, ...]` or `[1, in, 1, ...]`, and `[in, 1]` for h
-    where x arrives transposed. `input` is what it multiplies or is added to.
+    where x arrives transposed. `input` is what it multiplies or is added to. With `requantized`,
+    the node gives its `raw`; it is told of the last vector of a point without low rank alone.
     """
 
     attach: AttachPoint
@@ -166,6 +220,7 @@ class VectorTensors:
     weight: TensorRecord
     input: str
     output: str
+    requantized: Requantized | None = None
 
 
 @dataclass(frozen=True)
@@ -213,3 +268,10 @@ class BranchedGraph:
     slot_count: int
     vectors: tuple[VectorTensors, ...] = ()
     replaced: tuple[ReplacedParameter, ...] = ()
+
+    @property
+    def requantized(self) -> tuple[Requantized, ...]:
+        """Every Q/DQ pair that was added behind a sum."""
+        found = [branch.requantized for branch in self.branches]
+        found += [vector.requantized for vector in self.vectors]
+        return tuple(one for one in found if one is not None)

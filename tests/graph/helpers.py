@@ -12,12 +12,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from lora_quant.graph.attach import Resolution, Resolver
+from lora_quant.graph.attach.fit import ModuleRequest
+from lora_quant.graph.attach.resolver import Resolution, Resolver
 from lora_quant.graph.base import BaseGraph, open_base
-from lora_quant.graph.branches import AlphaLayout, add_branches
-from lora_quant.graph.fit import ModuleRequest
+from lora_quant.graph.branching.branches import AlphaLayout, add_branches
+from lora_quant.graph.branching.updatable_weights import Role, base_outputs, updatable_weights
 from lora_quant.graph.records import AttachPoint, BranchedGraph, Gate, Vector
-from lora_quant.graph.updatable_weights import Role, base_outputs, updatable_weights
 from tests.builders import save
 
 Array = NDArray[Any]

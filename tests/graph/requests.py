@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_quant.graph.attach import ModuleRequest
+from lora_quant.graph.attach.resolver import ModuleRequest
 from tests.graph.helpers import ADAPTER
 
 

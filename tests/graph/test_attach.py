@@ -11,8 +11,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import AttachPointError
-from lora_quant.graph.attach import ModuleRequest, Placement
-from lora_quant.graph.catalog import attach_map
+from lora_quant.graph.attach.catalog import attach_map
+from lora_quant.graph.attach.resolver import ModuleRequest, Placement
 from lora_quant.graph.records import ModulePart
 from tests.builders import GraphBuilder, attention
 from tests.graph.helpers import node_of, opened, request, resolve
@@ -236,16 +236,14 @@ def quantized() -> ModelProto:
     graph = GraphBuilder()
     x = graph.input("x", ("N", 4))
     w8 = graph.constant(f"{Q0}.weight_quantized", np.ones((4, 4), np.int8))
-    scale = graph.constant("scale", np.array(0.5, np.float32))
-    w = graph.node("DequantizeLinear", [w8, scale], f"{Q0}.weight_DequantizeLinear")
-    graph.output(graph.node("MatMul", [x, w], "node_linear"), ("N", 4))
+    graph.output(graph.node("MatMulInteger", [x, w8], "node_linear"), ("N", 4))
     return graph.model()
 
 
 def test_quantized_weights(tmp_path: Path) -> None:
     base = opened(quantized(), tmp_path)
     with pytest.raises(
-        AttachPointError, match=r"cannot take a branch: its weight is quantized \(Dequantize"
+        AttachPointError, match=r"cannot take a branch: its weight is quantized \(MatMulInteger"
     ) as caught:
         resolve(base, [request(Q0, 4, 4)])
     assert "give the float graph that was quantized" in str(caught.value)
@@ -312,7 +310,7 @@ def test_a_mapping_of_another_graph(tmp_path: Path) -> None:
     with pytest.raises(AttachPointError) as caught:
         resolve(base, [request(Q0)], {Q0: nodes})
     text = str(caught.value)
-    assert "the graph has no MatMul, Gemm or Conv of such a name: '/model/layers.0/" in text
+    assert "the graph has no MatMul, Gemm, Conv or MatMulNBits of such a name: '/" in text
     assert "MatMul_2' and 6 more" in text
     assert "was the mapping made for another export? did you mean '/model/layers.0" in text
     with pytest.raises(AttachPointError, match="of such a name: its list is empty"):

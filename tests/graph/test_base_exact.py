@@ -14,9 +14,9 @@ from onnx import ModelProto, TensorProto, helper
 from safetensors.numpy import load_file
 
 from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
+from lora_quant.graph.files.saving import graph_bytes
 from lora_quant.graph.records import BranchedGraph
-from lora_quant.graph.saving import graph_bytes
-from lora_quant.graph.updatable_weights import Role, updatable_weights
 from tests.builders import GraphBuilder, attention
 from tests.graph.helpers import all_points, branch, opened, put, request, resolve, run, with_extras
 from tests.graph.numerics import Array

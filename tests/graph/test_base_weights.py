@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_quant.errors import GraphError
-from lora_quant.graph import base_weights
-from lora_quant.graph.attach import Resolution
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.base import BaseGraph, open_base
-from lora_quant.graph.base_weights import GraphWeights
+from lora_quant.graph.values import base_weights
+from lora_quant.graph.values.base_weights import GraphWeights
 from tests.builders import GraphBuilder, attention
 from tests.graph.helpers import branch, opened, resolve
 from tests.graph.requests import asked

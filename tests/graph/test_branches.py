@@ -12,10 +12,10 @@ from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError, InputMissingError
 from lora_quant.graph.base import open_base
-from lora_quant.graph.branches import AlphaLayout, add_branches
+from lora_quant.graph.branching.branches import AlphaLayout, add_branches
+from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
+from lora_quant.graph.files.saving import check_model_file, graph_bytes
 from lora_quant.graph.records import ReplacedParameter, TensorRecord
-from lora_quant.graph.saving import check_model_file, graph_bytes
-from lora_quant.graph.updatable_weights import Role, updatable_weights
 from tests.builders import GraphBuilder, attention, save
 from tests.graph.helpers import (
     GOLDENS,

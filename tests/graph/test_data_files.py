@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_quant.errors import InputMissingError, PackError
-from lora_quant.graph import data_files
-from lora_quant.graph.data_files import copy_with_sha256, sampled_sha256, sha256_of
+from lora_quant.graph.files import data_files
+from lora_quant.graph.files.data_files import copy_with_sha256, sampled_sha256, sha256_of
 
 
 def content(size: int) -> bytes:

@@ -9,8 +9,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import AttachPointError, GraphError
-from lora_quant.graph.catalog import attach_map
-from lora_quant.graph.linear import NotLinear
+from lora_quant.graph.attach.catalog import attach_map
+from lora_quant.graph.attach.linear import NotLinear
 from lora_quant.graph.records import AttachPoint, Form, Vector
 from tests.builders import GraphBuilder
 from tests.graph.helpers import opened, resolve

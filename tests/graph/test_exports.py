@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lora_quant.errors import AttachPointError, Where
+from lora_quant.graph.attach.catalog import attach_map
 from lora_quant.graph.base import open_base
-from lora_quant.graph.catalog import attach_map
-from lora_quant.graph.parameters import find_parameter
+from lora_quant.graph.records import Storage
+from lora_quant.graph.values.parameters import find_parameter
 from tests.graph.helpers import request, resolve
 from tests.graph.requests import asked
 
@@ -98,10 +99,13 @@ def test_parameters_of_every_exporter(exporter: str, head: str, dtype: str) -> N
 
 def test_weights_in_blocks_of_four_bits() -> None:
     base = open_base(EXPORTS / "genai_int4/model.onnx")
-    assert not attach_map(base.catalog)
-    for wanted in REQUESTS[:4]:
-        with pytest.raises(AttachPointError, match=r"its weight is quantized \(MatMulNBits\)"):
-            resolve(base, [wanted])
+    same = open_base(EXPORTS / "genai_fp32/model.onnx")
+    points, floats = resolve(base, REQUESTS).points, resolve(same, REQUESTS).points
+    assert [p.parts for p in points] == [p.parts for p in floats]
+    assert [p.name for p in points] == [p.name for p in floats]
+    assert {(p.linear.op, p.linear.storage) for p in points} == {("MatMulNBits", Storage.PACKED)}
+    assert {p.linear.dtype for p in points} == {"float32"}
+    assert resolve(base, REQUESTS, attach_map(base.catalog)).points == points
 
 
 def test_a_mapping_that_lists_every_node_of_every_module() -> None:

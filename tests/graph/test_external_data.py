@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import GraphError, InputMissingError
-from lora_quant.graph.model_file import load_model
+from lora_quant.graph.files.model_file import load_model
 from tests.builders import attention, save
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from lora_quant.errors import GraphError
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.branches import AlphaLayout
+from lora_quant.graph.branching.branches import AlphaLayout
+from lora_quant.graph.branching.updatable_weights import updatable_weights
+from lora_quant.graph.files.saving import check_model_file, graph_bytes
 from lora_quant.graph.records import (
     AttachPoint,
     BranchedGraph,
@@ -22,9 +24,7 @@ from lora_quant.graph.records import (
     ModulePart,
     Vector,
 )
-from lora_quant.graph.saving import check_model_file, graph_bytes
-from lora_quant.graph.updatable_weights import updatable_weights
-from lora_quant.graph.weight_layouts import branch_layouts
+from lora_quant.graph.values.weight_layouts import branch_layouts
 from tests.builders import DTYPES, GraphBuilder
 from tests.graph.cases import RANK, SLOTS, factors, stored, strengths
 from tests.graph.helpers import branch, opened, printed, put, run, undone, with_extras

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_quant.errors import AttachPointError
-from lora_quant.graph.attach import Placement
-from lora_quant.graph.fused import are_fused, fused_module, fused_parts
+from lora_quant.graph.attach.fused import are_fused, fused_module, fused_parts
+from lora_quant.graph.attach.resolver import Placement
 from lora_quant.graph.records import ModulePart
 from tests.builders import attention
 from tests.graph.helpers import opened, request, resolve

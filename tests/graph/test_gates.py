@@ -11,9 +11,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.branches import AlphaLayout
+from lora_quant.graph.branching.branches import AlphaLayout
+from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.records import BranchedGraph, Gate
-from lora_quant.graph.updatable_weights import updatable_weights
 from tests.builders import DTYPES, GraphBuilder, attention
 from tests.graph.cases import RANK, SLOTS, factors, stored, strengths
 from tests.graph.helpers import (

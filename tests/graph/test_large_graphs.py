@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from lora_quant.graph.base import open_base
-from lora_quant.graph.saving import graph_bytes
+from lora_quant.graph.files.saving import graph_bytes
 from tests.builders import GraphBuilder
 from tests.graph.helpers import branch, request, resolve
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from lora_quant.graph.linear import NotLinear
+from lora_quant.graph.attach.linear import NotLinear
 from lora_quant.graph.records import ConvGeometry, Form, LinearNode
 from tests.builders import GraphBuilder
 from tests.graph.helpers import opened
@@ -129,12 +129,6 @@ def test_defaults_of_a_convolution(tmp_path: Path) -> None:
             "ONNX Runtime fused it with its neighbours (FusedMatMul)",
         ),
         (op("MatMulInteger", 3, 4), (2, 3), "its weight is quantized (MatMulInteger)"),
-        (
-            op("MatMulNBits", 4, 1, 16, domain="com.microsoft"),
-            (2, 3),
-            "its weight is quantized (MatMulNBits)",
-        ),
-        (through(("DequantizeLinear", {})), (2, 3), "its weight is quantized (DequantizeLinear)"),
         (op("MatMul", 2, 3, 4), (2, 3), "its weight has shape [2, 3, 4], expected [in, out]"),
         (op("MatMul", 3), (2, 3), "its weight has shape [3], expected [in, out]"),
         (op("Gemm", 3), (2, 3), "its weight has shape [3], expected two axes"),

@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError
 from lora_quant.graph.base import open_base
+from lora_quant.graph.merging.rewritten_data import overlapping
 from lora_quant.graph.records import AttachPoint
-from lora_quant.graph.rewritten_data import overlapping
 from tests.builders import GraphBuilder, attention, save
 from tests.graph.cases import CASES, built
 from tests.graph.helpers import all_points, opened

@@ -16,10 +16,10 @@ import pytest
 from onnx import ModelProto, helper
 
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.external_data import DataFile
-from lora_quant.graph.merged_weights import write_merged
+from lora_quant.graph.files.external_data import DataFile
+from lora_quant.graph.files.saving import check_model_file
+from lora_quant.graph.merging.merged_weights import write_merged
 from lora_quant.graph.records import AttachPoint
-from lora_quant.graph.saving import check_model_file
 from tests.builders import DTYPES, GraphBuilder, attention
 from tests.graph.cases import CASES, Case, base_magnitude, built
 from tests.graph.helpers import all_points, opened, run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from onnx import ModelProto
 
-from lora_quant.graph.module_names import path_of_node_name
+from lora_quant.graph.attach.module_names import path_of_node_name
 from tests.builders import GraphBuilder
 from tests.graph.helpers import opened
 

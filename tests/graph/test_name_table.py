@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_quant.graph.name_table import NameTable, flat_name, same_module
+from lora_quant.graph.attach.name_table import NameTable, flat_name, same_module
 
 WORDS = st.sampled_from(["model", "layers", "self_attn", "mlp", "q_proj", "encoder", "text"])
 LEVELS = st.one_of(WORDS, st.integers(0, 12).map(str))

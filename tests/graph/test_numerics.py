@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lora_quant.graph.branches import AlphaLayout
+from lora_quant.graph.branching.branches import AlphaLayout
 from tests.builders import DTYPES, GraphBuilder, attention
 from tests.graph.cases import (
     CASES,

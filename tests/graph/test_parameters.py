@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import AttachPointError, Where
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.parameters import find_parameter, parameter_values
 from lora_quant.graph.records import ReplacedParameter, TensorRecord
+from lora_quant.graph.values.parameters import find_parameter, parameter_values
 from tests.builders import GraphBuilder
 from tests.graph.helpers import branch, opened, resolve
 from tests.graph.requests import asked
@@ -292,8 +293,10 @@ def test_what_cannot_be_replaced(tmp_path: Path, parameter: str, reason: str) ->
 def test_a_weight_that_only_its_node_tells_to_be_quantized(tmp_path: Path) -> None:
     graph = GraphBuilder()
     x = graph.input("x", ("N", 4))
-    inputs = [x, graph.weight("B_1", 4, 1, 16), graph.weight("s_1", 4)]
-    y = graph.node("MatMulNBits", inputs, "/fc/MatMul", domain="com.microsoft", K=4, N=4)
+    packed = graph.constant("B_1", np.zeros((4, 1, 8), np.uint8))
+    sizes: dict[str, Any] = {"K": 4, "N": 4, "bits": 4, "block_size": 16}
+    inputs = [x, packed, graph.weight("s_1", 4)]
+    y = graph.node("MatMulNBits", inputs, "/fc/MatMul", domain="com.microsoft", **sizes)
     graph.output(y, ("N", 4))
     base = opened(graph.model(other_domains=["com.microsoft"]), tmp_path)
-    assert "its weight is quantized (MatMulNBits)" in refusal(base, "fc.weight")
+    assert "it is stored as uint8, expected float32" in refusal(base, "fc.weight")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_quant.errors import AttachPointError
-from lora_quant.graph.attach import ModuleRequest, ModuleSizes
+from lora_quant.graph.attach.resolver import ModuleRequest, ModuleSizes
 from lora_quant.graph.records import Gate, ModulePart, Vector
 from tests.builders import GraphBuilder, attention
 from tests.graph.helpers import opened, resolve

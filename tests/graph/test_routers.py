@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.branches import AlphaLayout, add_branches
+from lora_quant.graph.branching.branches import AlphaLayout, add_branches
+from lora_quant.graph.branching.router import expert_columns
+from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
+from lora_quant.graph.files.saving import check_model_file
 from lora_quant.graph.records import AttachPoint, Branch, Gate
-from lora_quant.graph.router import expert_columns
-from lora_quant.graph.saving import check_model_file
-from lora_quant.graph.updatable_weights import Role, updatable_weights
 from tests.builders import DTYPES, attention, save
 from tests.graph.cases import ALPHA, RANK, SLOTS, expansion, factors, stored, strengths
 from tests.graph.helpers import all_points, branch, opened, put, request, resolve, run, with_extras

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_quant.errors import GraphError, InputMissingError, Where
-from lora_quant.graph.model_file import ModelFile
-from lora_quant.graph.stored_values import stored_values
+from lora_quant.graph.files.model_file import ModelFile
+from lora_quant.graph.files.stored_values import stored_values
 
 TYPES: dict[Any, int] = {
     np.float32: TensorProto.FLOAT,
@@ -102,7 +102,30 @@ def test_a_data_file_that_is_gone(tmp_path: Path) -> None:
         read(tensor, tmp_path, 0, 6)
 
 
-def test_a_type_of_four_bits(tmp_path: Path) -> None:
-    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=[2], raw_data=b"\x11")
-    with pytest.raises(GraphError, match="values of type int4 cannot be read"):
-        read(tensor, tmp_path, 0, 2)
+def test_a_type_of_eight_bit_floats(tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT8E4M3FN, dims=[1], raw_data=b"\x11")
+    with pytest.raises(GraphError, match="values of type float8e4m3fn cannot be read"):
+        read(tensor, tmp_path, 0, 1)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5])
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_integers_of_four_bits_from_any_place(
+    tmp_path: Path, start: int, kind: int, is_raw: bool
+) -> None:
+    codes = [-8, 7, -1, 0, 3, -5, 1] if kind == TensorProto.INT4 else [0, 15, 8, 7, 1, 9, 2]
+    tensor = helper.make_tensor("w", kind, [7], codes)
+    if is_raw:
+        packed = bytes(tensor.int32_data) or tensor.raw_data
+        tensor.ClearField("int32_data")
+        tensor.raw_data = packed
+    found = read(tensor, tmp_path, start, 7 - start)
+    assert found.dtype == (np.int8 if kind == TensorProto.INT4 else np.uint8)
+    assert found.tolist() == codes[start:]
+
+
+def test_too_few_bytes_of_four_bit_integers(tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=[5], raw_data=b"\x11\x22")
+    with pytest.raises(GraphError, match="holds 2 values, expected 3 for its shape"):
+        read(tensor, tmp_path, 0, 5)

@@ -1,0 +1,1 @@
+"""Finding the nodes that adapters attach to."""

@@ -1,0 +1,1 @@
+"""Adding branches, vectors and gates to a graph."""

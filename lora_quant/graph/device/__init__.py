@@ -1,0 +1,1 @@
+"""A graph of integers and fixed shapes, as compilers of devices want it."""

@@ -1,0 +1,1 @@
+"""Graph files and their external data, read and written without loading weights."""

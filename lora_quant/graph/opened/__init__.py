@@ -1,0 +1,1 @@
+"""Tensors as graph inputs with defaults, and ranks without a fixed size."""

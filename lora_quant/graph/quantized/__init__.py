@@ -1,0 +1,1 @@
+"""Q/DQ and packed integers in a graph."""

@@ -1,0 +1,1 @@
+"""Values and places of the base's weights and parameters."""
