@@ -16,7 +16,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Fields whose option is shorter than the field's name, which says it in the plural.
-_OPTION_NAMES = {"targets": "target"}
+_OPTION_NAMES = {"targets": "target", "dims": "dim"}
 
 
 def option_name(field: str) -> str:

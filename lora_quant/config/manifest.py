@@ -6,7 +6,7 @@ absolute path: the same input gives the same bytes, and a pack can be moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +29,7 @@ from lora_quant.config.manifest_records import (
     BaseRecord,
     Count,
     InputRecord,
+    OverridableRecord,
     PackFile,
     TargetRecord,
     TensorRecord,
@@ -36,6 +37,7 @@ from lora_quant.config.manifest_records import (
     UseCaseRecord,
 )
 from lora_quant.config.names import FolderName, clashes
+from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import ConfigError, did_you_mean
 
 MANIFEST_FILE = "pack.json"
@@ -80,7 +82,10 @@ class Manifest(ConfigModel):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        raise_problems("Manifest", [*self._name_problems(), *self._slot_problems()])
+        raise_problems(
+            "Manifest",
+            [*self._name_problems(), *self._slot_problems(), *self._target_problems()],
+        )
         return self
 
     def _name_problems(self) -> Iterator[InitErrorDetails]:
@@ -92,14 +97,14 @@ class Manifest(ConfigModel):
             seen: set[str] = set()
             for index, name in enumerate(names):
                 if name in seen:
-                    yield _taken(key, index, name)
+                    yield _taken((key, index), name)
                 seen.add(name)
         for key, names in (
             ("use_cases", [u.name for u in self.use_cases]),
             ("targets", [t.name for t in self.targets]),
         ):
             for index, _ in clashes(names):
-                yield _taken(key, index, names[index])
+                yield _taken((key, index), names[index])
 
     def _slot_problems(self) -> Iterator[InitErrorDetails]:
         adapters = {a.name for a in self.adapters}
@@ -123,6 +128,30 @@ class Manifest(ConfigModel):
                         slot.start,
                     )
                 end = slot.start + slot.rank
+
+    def _target_problems(self) -> Iterator[InitErrorDetails]:
+        for number, target in enumerate(self.targets):
+            path = ("targets", number)
+            yield from _input_problems(path, target.inputs)
+            adapters = any(file.role == "adapter" for file in target.files)
+            if adapters and target.fingerprint is None:
+                yield problem(
+                    (*path, "fingerprint"),
+                    f"the target {target.name!r} has adapter files and no fingerprint of its graph",
+                    "without it, nothing tells whether an adapter is for this graph",
+                    None,
+                )
+            alpha = target.alpha or self.alpha
+            given = [record.name for record in target.inputs if record.role == "alpha"]
+            expected = [alpha.tensor] if alpha is not None and target.inputs else []
+            if given != expected:
+                yield problem(
+                    (*path, "inputs"),
+                    f"the inputs of the target {target.name!r} with the role alpha are {given}, "
+                    f"expected {expected}",
+                    "the strengths of all slots are one input",
+                    None,
+                )
 
     def files(
         self, target: str, *, role: str | None = None, use_case: str | None = None
@@ -148,9 +177,27 @@ class Manifest(ConfigModel):
         return dump_json(to_document(self, exclude_none=True))
 
 
-def _taken(key: str, index: int, name: str) -> InitErrorDetails:
+def _input_problems(
+    target: PathParts, inputs: Sequence[OverridableRecord]
+) -> Iterator[InitErrorDetails]:
+    seen: set[str] = set()
+    for index, record in enumerate(inputs):
+        path = (*target, "inputs", index)
+        if record.name in seen:
+            yield _taken(path, record.name)
+        seen.add(record.name)
+        if record.part != "values" and record.of is None:
+            yield problem(
+                path,
+                f"the input {record.name!r} is a {record.part}, and does not say of what",
+                "name the tensor in `of`",
+                None,
+            )
+
+
+def _taken(path: PathParts, name: str) -> InitErrorDetails:
     return problem(
-        (key, index, "name"), f"the name {name!r} is already taken", "names are unique here", name
+        (*path, "name"), f"the name {name!r} is already taken", "names are unique here", name
     )
 
 

@@ -260,8 +260,8 @@ class PackFile(ConfigModel):
 
     role: PlainName = Field(
         description="What it is: graph, graph-data, base-encodings, lora-tensor-names, "
-        "importer-config, output-files, weights, prompt, quant-overrides, "
-        "quant-updatable-tensors."
+        "importer-config, output-files, weights, adapter, prompt, quant-overrides, "
+        "quant-updatable-tensors, context, context-data, companion."
     )
     use_case: FolderName | None = Field(
         default=None, description="The use case it belongs to; absent if it is of all."
@@ -271,8 +271,41 @@ class PackFile(ConfigModel):
     sha256: Sha256
 
 
+class OverridableRecord(ConfigModel):
+    """A graph input with a default, which the adapter of a use case may replace."""
+
+    name: PlainName
+    dtype: str = Field(description="ONNX element type in lower case.", min_length=1)
+    shape: Annotated[tuple[Annotated[int, Field(ge=-1)], ...], Strict(False)] = Field(
+        description="Its shape; -1 for ranks, which every use case has as many of as it needs."
+    )
+    role: PlainName = Field(
+        description="What it holds: alpha, the role of a weight (a_weight, b_weight, ...), ratio "
+        "for the scale of a module's ranks, or activation."
+    )
+    part: Literal["values", "scale", "zero_point"] = Field(
+        default="values",
+        description="Whether these are the values, or part of the grid that they are quantized on.",
+    )
+    of: PlainName | None = Field(
+        default=None, description="The tensor that it belongs to, of a part that is not the values."
+    )
+
+
 class TargetRecord(ConfigModel):
     """What was written for one target."""
 
     name: FolderName
     files: Annotated[tuple[PackFile, ...], Strict(False)] = ()
+    alpha: AlphaRecord | None = Field(
+        default=None,
+        description="The input for the strengths of this target's graph, where its layout is not "
+        "that of the pack.",
+    )
+    inputs: Annotated[tuple[OverridableRecord, ...], Strict(False)] = Field(
+        default=(), description="The inputs that the adapter of a use case replaces."
+    )
+    fingerprint: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        default=None,
+        description="Of the graph and its base; every adapter file has it as its model version.",
+    )

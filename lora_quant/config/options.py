@@ -15,6 +15,7 @@ AlphaLayout = Literal["slot", "rank"]
 FixedConflict = Literal["error", "base"]
 EncodingsVersion = Literal["0.6.1", "1.0.0", "2.0.0"]
 Stacking = Literal["refuse", "in-order"]
+LoraWeights = Literal["as-encoded", "float", "int4", "int8", "int16"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,32 @@ class BuildOptions:
         default=None,
         metadata={"help": "Version of the encodings files to write; by default the one given."},
     )
+    lora_weights: LoraWeights = field(
+        default="as-encoded",
+        metadata={
+            "help": "How the onnxruntime target stores LoRA weights: as-encoded (on the grids of "
+            "the encodings; as floats without any), float, or int4, int8, int16 (on grids that are "
+            "computed from the values, with activations left as floats)."
+        },
+    )
+    dims: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "NAME=SIZE: the size of a symbolic axis in the graph of the qnn target, which "
+            "has to be static; may be given several times."
+        },
+    )
+    htp_arch: str = field(
+        default="73",
+        metadata={"help": "Architecture of the HTP that the qnn target's context is compiled for."},
+    )
+    qnn_context: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the graph of the qnn target into an EPContext binary as well; needs "
+            "onnxruntime-qnn."
+        },
+    )
     stacking: Stacking = field(
         default="refuse",
         metadata={
@@ -159,12 +186,30 @@ class BuildOptions:
             raise _clash("approximate", "without max_error", size)
         if self.max_error is not None and not self.approximate:
             raise _clash("max_error", "without approximate", "give both, or leave it out")
+        # What the targets of plugins read is not known here.
+        if set(self.targets) <= _TARGETS:
+            for name, target in _OF_TARGET.items():
+                if self._is_given(name) and target not in self.targets:
+                    how = f"without the target {target!r}, which alone reads it"
+                    raise _clash(name, how, "give both, or leave it out")
         if self.merge is None:
             return
         for name, reason in _NOT_MERGED.items():
-            if getattr(self, name) != BuildOptions.__dataclass_fields__[name].default:
+            if self._is_given(name):
                 raise _clash(name, f"with merge: {reason}", "leave one of them out")
 
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != BuildOptions.__dataclass_fields__[name].default)
+
+
+_TARGETS = frozenset({"onnxruntime", "qairt", "qnn"})
+_OF_TARGET = {
+    "lora_weights": "onnxruntime",
+    "dims": "qnn",
+    "htp_arch": "qnn",
+    "qnn_context": "qnn",
+}
+"""Options that one of the built-in targets reads."""
 
 _NO_SWITCH = "a merged graph has nothing to switch"
 _NO_ENCODINGS = "a merged graph comes without encodings"
@@ -178,6 +223,7 @@ _NOT_MERGED = {
     "rank_multiple": "a merged graph has no ranks",
     "fixed_conflict": _NO_ENCODINGS,
     "encodings_version": _NO_ENCODINGS,
+    "lora_weights": "a merged graph has no LoRA weights",
     "approximate": "it is exact for every kind",
 }
 """Options that a merged build has no use for, each with the reason."""

@@ -1,4 +1,4 @@
-"""Pass: add the LoRA branches of rank R to the graph; see lora_quant.graph.branches.
+"""Pass: add the LoRA branches of rank R to the graph; see lora_quant.graph.branching.branches.
 
 y = W x + b   ->   y = g * (W (h * x) + b) + B (s * (A x)) + c, as far as adapters need it
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.errors import UnsupportedAdapterError, Where
-from lora_quant.graph.branches import add_branches
+from lora_quant.graph.branching.branches import add_branches
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import BRANCHES_BUILT, MODULES_RESOLVED, SLOTS_ALLOCATED

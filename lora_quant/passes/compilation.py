@@ -11,7 +11,7 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.config.options import BuildOptions
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.findings import Finding
-from lora_quant.graph.attach import Resolution
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.prompt_inputs import PromptInputs
@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Staging(Protocol):
-    """The folder that a pack grows in (see lora_quant.targets.pack_folder)."""
+    """The folder that a pack grows in (see lora_quant.targets.files.pack_folder)."""
 
     root: Path
     output: Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_quant.adapters.lowered import Need
-from lora_quant.graph.updatable_weights import updatable_weights
+from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.graph.attach import ModuleSizes
+from lora_quant.graph.attach.resolver import ModuleSizes
 
 
 def is_per_group(shape: ModuleShape, sizes: ModuleSizes) -> bool:

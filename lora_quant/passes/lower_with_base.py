@@ -19,7 +19,7 @@ from lora_quant.adapters.lowered_store import LoweredStore
 from lora_quant.adapters.maths.approximate import approximate, rank_for
 from lora_quant.errors import AdapterError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.attach import ModuleSizes, Resolution
+from lora_quant.graph.attach.resolver import ModuleSizes, Resolution
 from lora_quant.graph.records import Vector
 from lora_quant.passes.base_modules import base_modules
 from lora_quant.passes.compilation import Compilation, Progress

@@ -21,7 +21,7 @@ from lora_quant.encodings.files import read_encodings
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
-from lora_quant.graph.weight_layouts import branch_layouts
+from lora_quant.graph.values.weight_layouts import branch_layouts
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ENCODINGS_MERGED, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora_quant.adapters.lowered import Dense, Lowered
 from lora_quant.errors import UnsupportedAdapterError
-from lora_quant.graph.attach import Resolution
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.records import AttachPoint
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.modules_by_point import ModulesByPoint
@@ -67,7 +67,7 @@ class MergedValues:
             rows = point.parts[one.part]
             place = slice(rows.offset, rows.offset + rows.size)
             _add(merged, one.lower(), place, one.slot.alpha)
-        # The node multiplies all of W x with it; see lora_quant.graph.merged_weights.
+        # The node multiplies all of W x with it; see lora_quant.graph.merging.merged_weights.
         gain = point.linear.gain
         merged.delta *= gain
         merged.c = None if merged.c is None else merged.c * gain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.graph.attach import ModuleRequest
+from lora_quant.graph.attach.resolver import ModuleRequest
 from lora_quant.graph.records import Gate, Vector
 
 

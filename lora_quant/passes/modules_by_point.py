@@ -10,7 +10,7 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape
 from lora_quant.errors import Where
-from lora_quant.graph.attach import Resolution
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.passes.base_modules import base_modules
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.slots import Slot

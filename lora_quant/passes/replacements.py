@@ -20,11 +20,11 @@ from lora_quant.adapters.description import ParameterShape
 from lora_quant.adapters.lowered import Need
 from lora_quant.errors import AttachPointError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
+from lora_quant.graph.attach.name_table import NameTable
 from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.name_table import NameTable
-from lora_quant.graph.parameters import find_parameter, parameter_values
 from lora_quant.graph.records import ReplacedParameter
-from lora_quant.graph.ties import tied_output
+from lora_quant.graph.values.parameters import find_parameter, parameter_values
+from lora_quant.graph.values.ties import tied_output
 from lora_quant.passes.factors import cast_to
 
 

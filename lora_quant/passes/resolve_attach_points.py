@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from lora_quant.adapters.lowered import ModuleShape
 from lora_quant.config.attach_map import read_attach_map
-from lora_quant.graph.attach import Resolver
+from lora_quant.graph.attach.resolver import Resolver
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, MODULES_RESOLVED
 from lora_quant.passes.contract import Condition, PassResult
@@ -24,7 +24,7 @@ from lora_quant.passes.untrained_targets import untrained_targets
 
 @dataclass(frozen=True)
 class ResolveAttachPoints:
-    """Resolves every module of every used adapter; see lora_quant.graph.attach."""
+    """Resolves every module of every used adapter; see lora_quant.graph.attach.resolver."""
 
     name: ClassVar[str] = "resolve-attach-points"
     requires: ClassVar[tuple[Condition, ...]] = (ADAPTERS_OPEN,)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.graph.activations import float_activations
+from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.records import BranchedGraph
-from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import BRANCHES_BUILT, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult

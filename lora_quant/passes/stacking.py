@@ -22,8 +22,8 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.lowered import Need
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
-from lora_quant.graph.attach import Resolution
-from lora_quant.graph.name_table import NameTable
+from lora_quant.graph.attach.name_table import NameTable
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.replacements import Replacement
 

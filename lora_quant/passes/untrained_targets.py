@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.errors import some
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.attach import Resolution
-from lora_quant.graph.catalog import LinearCatalog
+from lora_quant.graph.attach.catalog import LinearCatalog
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.records import LinearNode
 
 

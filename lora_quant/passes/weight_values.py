@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.lowered import Dense
+from lora_quant.graph.branching.router import expert_columns
+from lora_quant.graph.branching.updatable_weights import Role, UpdatableWeight, updatable_weights
 from lora_quant.graph.records import AttachPoint, Branch, BranchedGraph, TensorRecord
-from lora_quant.graph.router import expert_columns
-from lora_quant.graph.updatable_weights import Role, UpdatableWeight, updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import PlacedModule, cast_to, expansion_matrix, place
 from lora_quant.passes.modules_by_point import ModulesByPoint, UseCaseModule
@@ -45,7 +45,7 @@ class PointValues:
 
 
 def use_case_weights(compilation: Compilation, use_case: str) -> Iterator[PointValues]:
-    """Values of every attach point, in the order of lora_quant.graph.updatable_weights.
+    """Values of every attach point, in the order of lora_quant.graph.branching.updatable_weights.
 
     Raises AdapterError for values that the graph's dtype cannot hold.
     """

@@ -31,14 +31,14 @@ from lora_quant.config.manifest_records import (
     UseCaseRecord,
     VectorRecord,
 )
-from lora_quant.graph.attach import Resolution
-from lora_quant.graph.data_files import sampled_sha256, sha256_of
+from lora_quant.graph.attach.resolver import Resolution
+from lora_quant.graph.branching.updatable_weights import updatable_weights
+from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
 from lora_quant.graph.records import Branch, BranchedGraph, ScaleRecord
-from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.beyond_alpha import beyond_alpha
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.slots import Slot, SlotTable
-from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 
 
 def build_manifest(
@@ -84,7 +84,7 @@ def build_manifest(
             )
             for w in updatable_weights(branched)
         ),
-        targets=tuple(TargetRecord(name=t, files=tuple(_files(folder, t))) for t in targets),
+        targets=tuple(_target(folder, name) for name in targets),
         findings=tuple(
             FindingRecord.of(f, relative_to=folder.output) for f in compilation.findings
         ),
@@ -133,7 +133,7 @@ class _Inputs:
 
 
 def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
-    """The base graph is hashed whole, its data by samples: see lora_quant.graph.data_files."""
+    """The base graph is hashed whole, its data by samples (lora_quant.graph.files.data_files)."""
     base = compilation.base
     output = folder.output
     return BaseRecord(
@@ -264,6 +264,17 @@ def _router(branch: Branch) -> RouterRecord | None:
         return None
     return RouterRecord(
         weight=router.weight.name, expansion=router.expansion.name, rest=router.rest.name
+    )
+
+
+def _target(folder: PackFolder, name: str) -> TargetRecord:
+    details = folder.details.get(name, TargetDetails())
+    return TargetRecord(
+        name=name,
+        files=tuple(_files(folder, name)),
+        alpha=details.alpha,
+        inputs=details.inputs,
+        fingerprint=details.fingerprint,
     )
 
 

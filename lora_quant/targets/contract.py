@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from lora_quant.findings import Finding
 from lora_quant.passes.compilation import Compilation
-from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.targets.files.pack_folder import PackFolder
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import BRANCHES_BUILT, ENCODINGS_MERGED, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.targets.build_manifest import build_manifest
-from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.targets.files.pack_folder import PackFolder
 
 
 @dataclass(frozen=True)

@@ -22,31 +22,28 @@ from numpy.typing import NDArray
 
 from lora_quant.config.base_model import to_document
 from lora_quant.config.documents import dump_yaml
-from lora_quant.config.names import folder_key
 from lora_quant.config.output_files import LoraImporterConfig, UseCaseOutputConfig
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import encodings_text
-from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
+from lora_quant.graph.branching.updatable_weights import updatable_weights
+from lora_quant.graph.files.saving import graph_bytes
 from lora_quant.graph.records import TensorRecord
-from lora_quant.graph.saving import graph_bytes
-from lora_quant.graph.updatable_weights import updatable_weights
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.weight_values import shared_weights, use_case_weights
-from lora_quant.targets.merged_graph import write_merged_graph
-from lora_quant.targets.pack_folder import (
-    GRAPH_SUFFIX,
-    ZEROS_SUFFIX,
-    HashingWriter,
-    PackFolder,
-    neighbour_stem,
+from lora_quant.targets.files.graph_files import (
+    MODEL,
+    ZEROS,
+    check_file_names,
+    write_graph,
+    zeros_location,
 )
-from lora_quant.targets.prompt_file import write_prompt
-from lora_quant.targets.safetensors_writer import write_safetensors
+from lora_quant.targets.files.merged_graph import write_merged_graph
+from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
+from lora_quant.targets.files.prompt_file import write_prompt
+from lora_quant.targets.files.safetensors_writer import write_safetensors
 
-MODEL = "model.onnx"
-ZEROS = "lora_zeros.data"
 BASE_ENCODINGS = "base_encodings.json"
 TENSOR_NAMES = "lora_tensor_names.txt"
 IMPORTER_CONFIG = "lora_importer_config.yaml"
@@ -66,10 +63,14 @@ class QairtTarget:
         if compilation.options.merge is not None:
             write_merged_graph(compilation, folder, self.name)
             return ()
-        _check_folder_names(compilation)
+        check_file_names(compilation, (MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG))
         records = tuple(w.record for w in updatable_weights(compilation.having("branched")))
-        model = self._write_graph(compilation, folder, records)
-        names = _lines(record.name for record in records)
+        weights = [record.name for record in records]
+        zeros = zeros_location(compilation, folder, self.name)
+        graph = graph_bytes(compilation.base, weights, zeros)
+        model = write_graph(compilation, folder, self.name, compilation.base.zeros, graph)
+        del graph
+        names = _lines(weights)
         folder.write_text(f"{self.name}/{TENSOR_NAMES}", "lora-tensor-names", names)
         merged = compilation.merged
         if merged is not None:
@@ -85,33 +86,6 @@ class QairtTarget:
         importer = dump_yaml(to_document(LoraImporterConfig(use_case=items)))
         folder.write_text(f"{self.name}/{IMPORTER_CONFIG}", "importer-config", importer)
         return tuple(findings)
-
-    def _write_graph(
-        self, compilation: Compilation, folder: PackFolder, records: tuple[TensorRecord, ...]
-    ) -> str:
-        """Write the graph and its data; returns its path relative to the pack."""
-        base = compilation.base
-        names = [record.name for record in records]
-        if compilation.options.beside_base:
-            stem = neighbour_stem(base.path, folder.output)
-            zeros = stem + ZEROS_SUFFIX
-            if base.zeros.block_size:
-                with folder.create_neighbour(base.path.parent / zeros, "graph-data") as sink:
-                    sink.write(bytes(base.zeros.block_size))
-            model = base.path.parent / f"{stem}{GRAPH_SUFFIX}"
-            with folder.create_neighbour(model, "graph") as sink:
-                sink.write(graph_bytes(base, names, zeros))
-            return folder.relative(model)
-        if base.zeros.block_size:
-            with folder.create(f"{self.name}/{ZEROS}", "graph-data") as sink:
-                sink.write(bytes(base.zeros.block_size))
-        for data in base.model.data_files:
-            compilation.progress(f"copy {data.location}", 0, 1)
-            folder.copy(f"{self.name}/{data.location}", "graph-data", data.path)
-        path = f"{self.name}/{MODEL}"
-        with folder.create(path, "graph") as sink:
-            sink.write(graph_bytes(base, names, ZEROS))
-        return path
 
     def _write_use_case(
         self,
@@ -170,25 +144,3 @@ def _write_encodings(file: EncodingFile, sink: HashingWriter) -> None:
 
 def _lines(names: Iterable[str]) -> str:
     return "".join(f"{name}\n" for name in names)
-
-
-def _check_folder_names(compilation: Compilation) -> None:
-    """A use case's folder must not be one of the files, nor a data file's folder."""
-    taken = {folder_key(n) for n in (MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG)}
-    if not compilation.options.beside_base:
-        for data in compilation.base.model.data_files:
-            first = folder_key(data.location.split("/")[0])
-            if first in taken:
-                raise PackError(
-                    f"the base's data file {data.location!r} has the name of a file of the pack",
-                    where=Where(file=compilation.base.path),
-                    hint="save the base graph with another name for its data file",
-                )
-            taken.add(first)
-    for use_case in compilation.config.use_cases:
-        if folder_key(use_case.name) in taken:
-            raise ConfigError(
-                f"the use case name {use_case.name!r} is the name of a file of the pack",
-                where=Where(file=compilation.config_file, use_case=use_case.name),
-                hint="choose another name for the use case",
-            )

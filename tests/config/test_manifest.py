@@ -171,3 +171,56 @@ def test_an_error_of_an_approximation_is_a_number_from_0(error: object, tmp_path
     value = read_json(EXAMPLE)
     value["adapters"][2]["max_error"] = error
     assert "adapters[2].max_error" in refused(tmp_path, value).message
+
+
+def target_with(change: Any) -> Any:
+    """The example, with a change to its target `onnxruntime`."""
+    value = read_json(EXAMPLE)
+    change(value["targets"][1])
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (
+            lambda t: t["inputs"].append(t["inputs"][2]),
+            "targets[1].inputs[8].name: the name 'q.lora_A_quantized' is already taken",
+            "names are unique here",
+        ),
+        (
+            lambda t: t["inputs"][3].pop("of"),
+            "targets[1].inputs[3]: the input 'q.lora_A_scale' is a scale, and does not say of what",
+            "name the tensor in `of`",
+        ),
+        (
+            lambda t: t.pop("fingerprint"),
+            "targets[1].fingerprint: the target 'onnxruntime' has adapter files and no fingerprint "
+            "of its graph",
+            "without it, nothing tells whether an adapter is for this graph",
+        ),
+        (
+            lambda t: t["inputs"].pop(0),
+            "targets[1].inputs: the inputs of the target 'onnxruntime' with the role alpha are [], "
+            "expected ['lora_alpha']",
+            "the strengths of all slots are one input",
+        ),
+        (
+            lambda t: t["alpha"].update(tensor="strengths"),
+            "targets[1].inputs: the inputs of the target 'onnxruntime' with the role alpha are "
+            "['lora_alpha'], expected ['strengths']",
+            "the strengths of all slots are one input",
+        ),
+    ],
+)
+def test_the_inputs_of_a_target_add_up(
+    change: Any, message: str, hint: str, tmp_path: Path
+) -> None:
+    error = refused(tmp_path, target_with(change))
+    assert error.message == message
+    assert error.hint == hint
+
+
+def test_without_a_record_of_its_own_a_target_has_the_alpha_of_the_pack(tmp_path: Path) -> None:
+    (tmp_path / "pack.json").write_text(dump_json(target_with(lambda t: t.pop("alpha"))))
+    assert read_manifest(tmp_path).targets[1].alpha is None

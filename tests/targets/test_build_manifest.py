@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_quant.api import build
-from lora_quant.graph.data_files import sha256_of
+from lora_quant.graph.files.data_files import sha256_of
 from lora_quant.targets import build_manifest
 from tests.sample import edit_yaml, keep_use_cases
 

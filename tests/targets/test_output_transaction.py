@@ -14,8 +14,8 @@ from lora_quant.api import build
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import AdapterError, InputMissingError, LoraQuantError, PackError
 from lora_quant.passes.compilation import Compilation
-from lora_quant.targets.output_transaction import OutputTransaction
-from lora_quant.targets.pack_folder import HashingWriter, PackFolder
+from lora_quant.targets.files.output_transaction import OutputTransaction
+from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
 from lora_quant.targets.qairt import QairtTarget
 from tests.sample import copy_sample, keep_use_cases, make_float, tree
 

@@ -14,7 +14,7 @@ from lora_quant.encodings.kinds import BLOCKWISE, Granularity
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.records import TensorRecord
-from lora_quant.graph.weight_layouts import weight_layouts
+from lora_quant.graph.values.weight_layouts import weight_layouts
 
 Facts = Mapping[str, TensorFacts]
 

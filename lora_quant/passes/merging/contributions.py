@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_quant.adapters.adapter import Adapter
-from lora_quant.graph.attach import Resolution
+from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.records import Vector
 from lora_quant.passes.compilation import Compilation
 

@@ -65,5 +65,5 @@ def _strength(alpha: Encoding, factors: list[float], bits: int) -> Encoding:
 
 
 def _gated_alpha(scale: ScaleRecord) -> str:
-    """The name of alpha * gate, which lora_quant.graph.scale gives it before E multiplies it."""
+    """The name of alpha * gate, as lora_quant.graph.branching.scale gives it: E multiplies it."""
     return f"/{scale.alpha.name}/Mul_gate_output_0"

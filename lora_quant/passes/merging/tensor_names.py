@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lora_quant.encodings.branch_names import BranchName, Role, find_branch_names
-from lora_quant.graph.name_table import NameTable
+from lora_quant.graph.attach.name_table import NameTable
+from lora_quant.graph.branching.updatable_weights import base_outputs, updatable_weights
 from lora_quant.graph.records import Branch, BranchedGraph
-from lora_quant.graph.updatable_weights import base_outputs, updatable_weights
 from lora_quant.passes.select_updatable import branch_activations
 
 

@@ -1,6 +1,6 @@
 """The folder that a pack grows in: files are hashed and recorded as they are written.
 
-It lies out of sight until it is complete; see lora_quant.targets.output_transaction.
+It lies out of sight until it is complete; see lora_quant.targets.files.output_transaction.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from lora_quant.config.manifest_records import AlphaRecord, OverridableRecord
 from lora_quant.errors import LoraQuantError, PackError, Where
-from lora_quant.graph.data_files import copy_with_sha256
+from lora_quant.graph.files.data_files import copy_with_sha256
 
 MANIFEST = "pack.json"
 
@@ -22,16 +23,21 @@ GRAPH_SUFFIX = ".onnx"
 ZEROS_SUFFIX = ".zeros.data"
 
 
-def neighbour_stem(base: Path, output: Path) -> str:
-    """How the names begin of the files that the pack `output` has beside the graph `base`."""
+# The target whose files beside the base are named after the pack alone.
+_UNNAMED_TARGET = "qairt"
+
+
+def neighbour_stem(base: Path, output: Path, target: str) -> str:
+    """How the names begin of the files that a target of `output` has beside the graph `base`."""
+    of_target = "" if target == _UNNAMED_TARGET else f".{target}"
     # onnx takes two dots in a row for a way out of the folder.
-    return f"{base.stem}.{output.name}".replace("..", "_")
+    return f"{base.stem}.{output.name}{of_target}".replace("..", "_")
 
 
-def neighbour_names(base: Path, output: Path) -> frozenset[str]:
+def neighbour_names(base: Path, output: Path, targets: Iterable[str]) -> frozenset[str]:
     """The names of these files; a copy of the pack under another name has others."""
-    stem = neighbour_stem(base, output)
-    return frozenset(stem + suffix for suffix in (GRAPH_SUFFIX, ZEROS_SUFFIX))
+    stems = [neighbour_stem(base, output, target) for target in targets]
+    return frozenset(stem + suffix for stem in stems for suffix in (GRAPH_SUFFIX, ZEROS_SUFFIX))
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,15 @@ class PackedFile:
     use_case: str | None
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class TargetDetails:
+    """What the manifest tells of a target besides its files (see TargetRecord)."""
+
+    alpha: AlphaRecord | None = None
+    inputs: tuple[OverridableRecord, ...] = ()
+    fingerprint: int | None = None
 
 
 class HashingWriter:
@@ -76,7 +91,8 @@ class PackFolder:
     `output` is the absolute path that the pack will have. `target` is the name of the target that
     is writing. `neighbours` are finished files that belong into another folder (the base's, with
     --beside-base): where they wait and where they go. `replaceable` are those that the pack which
-    is being replaced has there, by path relative to the pack.
+    is being replaced has there, by path relative to the pack. `details` holds what targets tell of
+    themselves, by name.
     """
 
     root: Path
@@ -85,6 +101,7 @@ class PackFolder:
     replaceable: frozenset[str] = frozenset()
     files: dict[str, PackedFile] = field(default_factory=dict)
     neighbours: list[tuple[Path, Path]] = field(default_factory=list)
+    details: dict[str, TargetDetails] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def create(self, path: str, role: str, use_case: str | None = None) -> Iterator[HashingWriter]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.errors import ConfigError, Where
-from lora_quant.graph.merged_weights import write_merged
+from lora_quant.graph.merging.merged_weights import write_merged
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merged_values import MergedValues
 from lora_quant.passes.replacements import replaced_values
-from lora_quant.targets.pack_folder import PackFolder
-from lora_quant.targets.prompt_file import write_prompt
+from lora_quant.targets.files.pack_folder import PackFolder
+from lora_quant.targets.files.prompt_file import write_prompt
 
 MODEL = "model.onnx"
 

@@ -16,8 +16,8 @@ from types import TracebackType
 
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.errors import LoraQuantError, PackError, Where, some
-from lora_quant.graph.data_files import sha256_of
-from lora_quant.targets.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
+from lora_quant.graph.files.data_files import sha256_of
+from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
 
 OutputCheck = Callable[[Path, bool], Mapping[str, str]]
 """(output, force) -> files beside it that go with it, or PackError if it may not be replaced."""
@@ -190,6 +190,7 @@ def _own_neighbours(manifest: Manifest, output: Path) -> frozenset[str]:
     if manifest.base.graph.path is None:
         return frozenset()
     base = PurePosixPath(manifest.base.graph.path)
+    targets = [target.name for target in manifest.targets]
     return frozenset(
-        (base.parent / name).as_posix() for name in neighbour_names(Path(base), output)
+        (base.parent / name).as_posix() for name in neighbour_names(Path(base), output, targets)
     )

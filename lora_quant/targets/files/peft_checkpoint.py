@@ -26,8 +26,8 @@ from lora_quant.adapters.plain.plain_lora import PlainPair, PlainShape
 from lora_quant.adapters.plain.plain_parameters import StoredParameter
 from lora_quant.config.documents import dump_json
 from lora_quant.graph.records import TensorRecord
-from lora_quant.targets.pack_folder import PackFolder
-from lora_quant.targets.safetensors_writer import write_safetensors
+from lora_quant.targets.files.pack_folder import PackFolder
+from lora_quant.targets.files.safetensors_writer import write_safetensors
 
 PREFIX = "base_model.model."
 FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_quant.errors import PackError, Where, some
-from lora_quant.targets.peft_checkpoint import FILES
+from lora_quant.targets.files.peft_checkpoint import FILES
 
 
 def check_checkpoint_output(output: Path, force: bool) -> Mapping[str, str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from lora_quant.graph.records import TensorRecord
 from lora_quant.passes.compilation import Compilation
-from lora_quant.targets.pack_folder import PackFolder
-from lora_quant.targets.safetensors_writer import write_safetensors
+from lora_quant.targets.files.pack_folder import PackFolder
+from lora_quant.targets.files.safetensors_writer import write_safetensors
 
 PROMPT = "prompt.safetensors"
 

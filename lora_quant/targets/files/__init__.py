@@ -1,0 +1,1 @@
+"""Files that targets write, and the folder that they appear in."""

@@ -1,0 +1,1 @@
+"""Target `onnxruntime`: open ranks, and an adapter file per use case."""

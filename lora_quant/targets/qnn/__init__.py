@@ -1,0 +1,1 @@
+"""Target `qnn`: a graph of integers for the HTP."""
