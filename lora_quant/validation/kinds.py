@@ -23,6 +23,7 @@ class Kind(Enum):
     MANIFEST = "pack.json"
     PACK = "pack"
     REPORT = "report"
+    ADAPTER_FILE = "ONNX Runtime adapter"
 
 
 ENCODINGS = frozenset(

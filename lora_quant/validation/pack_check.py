@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lora_quant.config.manifest import MANIFEST_FILE
@@ -10,9 +10,12 @@ from lora_quant.config.manifest_records import TargetRecord
 from lora_quant.findings import Finding
 from lora_quant.validation.document_check import check_document
 from lora_quant.validation.kinds import Kind
+from lora_quant.validation.pack_adapters import check_adapter, check_adapter_files
+from lora_quant.validation.pack_context import check_context
 from lora_quant.validation.pack_files import check_files
 from lora_quant.validation.pack_graph import check_graph
 from lora_quant.validation.pack_lists import check_tensor_names, check_updatable
+from lora_quant.validation.pack_overridable import Default, check_recorded
 from lora_quant.validation.pack_prompts import check_prompt_files
 from lora_quant.validation.pack_records import check_merged_files, check_records
 from lora_quant.validation.pack_use_cases import check_use_case_config, check_use_case_files
@@ -63,14 +66,23 @@ def _check_target(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     yield from check_use_case_files(view, target)
     yield from check_merged_files(view, target)
     yield from check_prompt_files(view, target)
+    yield from check_recorded(view, target)
+    yield from check_adapter_files(view, target)
     names_files = list(view.files(target, "lora-tensor-names"))
     waiting = {
         PurePosixPath(file.path).name: view.locate(file.path).name
         for file in view.files(target, "graph-data")
         if view.waits(file)
     }
+    defaults: Mapping[str, Default] | None = None
     for file in view.files(target, "graph"):
-        yield from check_graph(view, file, waiting, weights_are_initializers=bool(names_files))
+        graph = check_graph(view, target, file, waiting, weights_are_initializers=bool(names_files))
+        yield from graph.findings
+        defaults = graph.defaults
+    for file in view.files(target, "context"):
+        yield from check_context(view, target, file)
+    for file in view.files(target, "adapter"):
+        yield from check_adapter(view, target, file, defaults)
     for file in names_files:
         yield from check_tensor_names(view, file)
     for role, kind in _CONFIGS.items():

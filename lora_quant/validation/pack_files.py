@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import PackFile
+from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
-from lora_quant.graph.data_files import sha256_of
+from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
 from lora_quant.validation.pack_view import PackView, is_outside, normalised
 from lora_quant.validation.schema_check import Depth
 
@@ -39,6 +40,7 @@ def check_files(view: PackView) -> tuple[PackView, tuple[Finding, ...]]:
             problem = _changed(view, file)
         if problem is not None:
             findings.append(problem)
+    findings.extend(_base_data(view))
     findings.extend(_strays(view, set(seen)))
     return replace(view, usable=frozenset(usable)), tuple(findings)
 
@@ -100,6 +102,29 @@ def _changed(view: PackView, file: PackFile) -> Finding | None:
         return None
     message = f"the file was changed after the build: it has {what}"
     return view.error(rule, message, file.path, hint=_REBUILD, use_case=file.use_case)
+
+
+def _base_data(view: PackView) -> Iterator[Finding]:
+    """The data that a graph beside the base shares with it, which is no file of the pack."""
+    base = view.manifest.base
+    if not base.beside_base or view.depth is not Depth.FULL:
+        return
+    for data in base.data:
+        if data.path is None:
+            continue
+        path = view.locate(data.path)
+        try:
+            same = path.stat().st_size == data.size
+            same = same and data.sampled_sha256 in (None, sampled_sha256(path))
+        except (OSError, LoraQuantError):
+            continue  # the check of the graph says what is wrong with it
+        if not same:
+            yield view.error(
+                "base-data",
+                "the base's data, which the graph of the pack shares, was changed after the build",
+                data.path,
+                hint="build the pack again, on the base as it is now",
+            )
 
 
 def _strays(view: PackView, listed: set[str]) -> Iterator[Finding]:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from lora_quant.config.manifest import Manifest
-from lora_quant.config.manifest_records import PackFile
+from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
-from lora_quant.graph.model_file import ModelFile
-from lora_quant.graph.saving import check_model_file
+from lora_quant.graph.files.model_file import ModelFile
+from lora_quant.graph.files.saving import check_model_file
 from lora_quant.validation.from_errors import finding_of
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack_overridable import (
+    Default,
+    check_overridable,
+    declared_sizes,
+    defaults_of,
+)
+from lora_quant.validation.pack_view import PackView, alpha_of
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """What is wrong with a graph, and the recorded inputs that it has with a default.
+
+    `defaults` is None if the graph cannot be read.
+    """
+
+    findings: tuple[Finding, ...]
+    defaults: Mapping[str, Default] | None
 
 
 def check_graph(
     view: PackView,
+    target: TargetRecord,
     file: PackFile,
     waiting: Mapping[str, str],
     *,
     weights_are_initializers: bool,
-) -> Iterator[Finding]:
+) -> GraphCheck:
     """The checker with shape inference, then names and shapes against the manifest.
 
     `waiting`: final names of data files -> those that they have until the pack is published.
@@ -29,18 +46,22 @@ def check_graph(
     try:
         model = check_model_file(view.locate(file.path), waiting)
     except LoraQuantError as error:
-        yield finding_of(error, shown=view.show(file.path))
-        return
-    if weights_are_initializers:
-        yield from _weights(view, file, model)
-    yield from _inputs(view, file, model)
-    yield from _activations(view, file, model)
+        return GraphCheck((finding_of(error, shown=view.show(file.path)),), None)
+    findings = (
+        *(_weights(view, file, model) if weights_are_initializers else ()),
+        *_inputs(view, target, file, model),
+        *check_overridable(view, target, file, model),
+        *_activations(view, file, model),
+    )
+    return GraphCheck(findings, defaults_of(target, model))
 
 
-def _inputs(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Finding]:
+def _inputs(
+    view: PackView, target: TargetRecord, file: PackFile, model: ModelFile
+) -> Iterator[Finding]:
     """The inputs for strengths, gates and soft prompts, with the sizes that are recorded."""
-    inputs = {value.name: _sizes(value) for value in model.proto.graph.input}
-    for what, rule, name, expected in _wanted_inputs(view.manifest):
+    inputs = {value.name: declared_sizes(value) for value in model.proto.graph.input}
+    for what, rule, name, expected in _wanted_inputs(view, target):
         if name not in inputs:
             message = f"the graph has no input {name!r} for {what}; it has {some(list(inputs))}"
         elif not _fits(inputs[name], expected):
@@ -51,14 +72,16 @@ def _inputs(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Findin
         yield view.error(rule, message, file.path, tensor=name)
 
 
-def _wanted_inputs(manifest: Manifest) -> Iterator[tuple[str, str, str, tuple[int | None, ...]]]:
+def _wanted_inputs(
+    view: PackView, target: TargetRecord
+) -> Iterator[tuple[str, str, str, tuple[int | None, ...]]]:
     """What an input is for, the rule that asks for it, its name, and its sizes (None for any)."""
-    alpha = manifest.alpha
+    alpha = alpha_of(view, target)
     if alpha is not None:
         yield "the strengths", "graph-alpha", alpha.tensor, alpha.shape
         if alpha.gate is not None:
             yield "the gates", "graph-gate", alpha.gate.tensor, (None, None, *alpha.gate.shape)
-    for use_case in manifest.use_cases:
+    for use_case in view.manifest.use_cases:
         prompt = use_case.prompt
         if prompt is None:
             continue
@@ -68,13 +91,6 @@ def _wanted_inputs(manifest: Manifest) -> Iterator[tuple[str, str, str, tuple[in
             if prompt.form == "past_key_values":
                 sizes = (None, *prompt.shape[1:2], None, *prompt.shape[3:])
             yield what, "graph-prompt", name, sizes
-
-
-def _sizes(value: Any) -> list[int | str]:
-    return [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "any"
-        for dim in value.type.tensor_type.shape.dim
-    ]
 
 
 def _fits(sizes: list[int | str], expected: tuple[int | None, ...]) -> bool:

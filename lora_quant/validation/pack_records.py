@@ -13,6 +13,7 @@ from lora_quant.validation.pack_view import PackView
 _REBUILD = "build the pack again"
 _SWITCHED = (
     "weights",
+    "adapter",
     "lora-tensor-names",
     "importer-config",
     "base-encodings",

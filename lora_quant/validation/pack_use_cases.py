@@ -16,7 +16,7 @@ from lora_quant.validation.opened import OpenedDocument
 from lora_quant.validation.pack_view import PackView, normalised
 
 _REBUILD = "build the pack again"
-_PER_USE_CASE = ("weights", "quant-overrides", "quant-updatable-tensors")
+_PER_USE_CASE = ("weights", "adapter", "quant-overrides", "quant-updatable-tensors")
 _ROLES = {
     "model_name": "graph",
     "lora_weights": "weights",

@@ -10,12 +10,13 @@ from pathlib import Path
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
+from lora_quant.validation.adapter_check import ADAPTER_SUFFIX, check_adapter, is_adapter_file
 from lora_quant.validation.document_check import check_document
 from lora_quant.validation.kinds import Kind
 from lora_quant.validation.opened import is_binary
 from lora_quant.validation.pack_check import check_pack
 
-SUFFIXES = (".json", ".yaml", ".yml", ".encodings")
+SUFFIXES = (".json", ".yaml", ".yml", ".encodings", ADAPTER_SUFFIX)
 """Files of these suffixes are checked when a folder is named."""
 
 
@@ -51,7 +52,7 @@ class Validation:
 
 
 def validate_paths(paths: Iterable[Path]) -> Validation:
-    """Check files, packs, and every pack, JSON, YAML and encodings file below folders.
+    """Check files, packs, and every pack, JSON, YAML, encodings and adapter file below folders.
 
     Never raises for content. A file that was named and is of no known kind is an error; one that
     was met in a folder is a note.
@@ -99,11 +100,14 @@ def _check_folder_item(path: Path) -> Checked:
 
 
 def _check_file(path: Path, *, unknown: Severity) -> Checked:
+    if path.is_file() and is_adapter_file(path):
+        return Checked(path, Kind.ADAPTER_FILE, check_adapter(path))
     if path.is_file() and is_binary(path):
         finding = Finding(
             rule="recognise/binary",
             severity=unknown,
-            message="this is no text: expected a JSON or YAML file, or a pack's folder",
+            message="this is no text: expected a JSON or YAML file, an adapter of ONNX Runtime, or "
+            "a pack's folder",
             where=Where(file=path),
             hint="graphs and weights are checked as parts of a pack: name its folder",
         )
