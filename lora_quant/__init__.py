@@ -28,17 +28,21 @@ if TYPE_CHECKING:
     from lora_quant.config.run_config import AdapterRunConfig, UseCaseRunConfig
     from lora_quant.errors import LoraQuantError
     from lora_quant.lower import inspect_adapter, lower_adapter
+    from lora_quant.runtime.session.choice import BASE
+    from lora_quant.runtime.session.session import Session
 
 _HOMES = {
     "AdapterConfig": "config.lora_config",
     "AdapterParamsConfig": "config.adapter_params",
     "AdapterReport": "adapters.adapter_report",
     "AdapterRunConfig": "config.run_config",
+    "BASE": "runtime.session.choice",
     "BuildOptions": "config.options",
     "LoraBuilderInputConfig": "config.builder",
     "LoraBuilderOutputConfig": "config.builder",
     "LoraConfig": "config.lora_config",
     "LoraQuantError": "errors",
+    "Session": "runtime.session.session",
     "UseCaseInputConfig": "config.lora_config",
     "UseCaseOutputConfig": "config.output_files",
     "UseCaseRunConfig": "config.run_config",
@@ -58,11 +62,13 @@ __all__ = [
     "AdapterParamsConfig",
     "AdapterReport",
     "AdapterRunConfig",
+    "BASE",
     "BuildOptions",
     "LoraBuilderInputConfig",
     "LoraBuilderOutputConfig",
     "LoraConfig",
     "LoraQuantError",
+    "Session",
     "UseCaseInputConfig",
     "UseCaseOutputConfig",
     "UseCaseRunConfig",

@@ -22,6 +22,7 @@ from lora_quant.cli.inspect_command import inspect_command
 from lora_quant.cli.lower_command import lower_command
 from lora_quant.cli.map_command import map_command
 from lora_quant.cli.outcome import FINE, INTERRUPTED, OUR_BUG, REFUSED, USAGE
+from lora_quant.cli.run_command import run_command
 from lora_quant.cli.validate_command import validate_command
 from lora_quant.cli.verify_command import verify_command
 from lora_quant.errors import LoraQuantError, PackDefectError
@@ -36,6 +37,7 @@ def cli() -> None:
     lora-quant map MODEL -o attach_points.json      where adapters can attach
     lora-quant build lora_config.yaml -o OUT        graph, weight packs, encodings
     lora-quant verify OUT                           run it against the base plus dW
+    lora-quant run OUT --use-case NAME              inputs through one use case
     lora-quant validate OUT                         check files against their schemas
     lora-quant inspect ADAPTER                      what an adapter is, and what it needs
     lora-quant lower ADAPTER -o DIR                 an adapter of any kind as plain LoRA
@@ -46,6 +48,7 @@ for _command in (
     build_command,
     map_command,
     verify_command,
+    run_command,
     validate_command,
     inspect_command,
     lower_command,

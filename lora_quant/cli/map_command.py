@@ -34,8 +34,8 @@ def map_command(model: Path, output: Path | None, force: bool) -> int:
     The result is a JSON object, module path -> node names, for `attach_point_onnx_mapping`.
     """
     from lora_quant.config.documents import dump_json
+    from lora_quant.graph.attach.catalog import attach_map
     from lora_quant.graph.base import open_base
-    from lora_quant.graph.catalog import attach_map
 
     require_typed(model, "ONNX graph")
     if output is not None:
@@ -98,7 +98,7 @@ def _nothing_to_map(base: BaseGraph) -> GraphError:
     return GraphError(
         reasons or "the graph has no linear node",
         where=where,
-        hint="give a graph whose linear nodes (MatMul, Gemm, Conv) have constant float weights",
+        hint="give a graph whose linear nodes (MatMul, Gemm, Conv, MatMulNBits) are constant",
     )
 
 

@@ -19,6 +19,19 @@ def require_typed(path: Path | None, what: str) -> None:
         )
 
 
+def require_pack(folder: Path) -> None:
+    """Raise InputMissingError unless the folder holds a pack."""
+    from lora_quant.config.manifest import MANIFEST_FILE
+
+    require_typed(folder, "folder of the pack")
+    if not is_there(folder / MANIFEST_FILE):
+        raise InputMissingError(
+            f"the folder is not a pack: it has no {MANIFEST_FILE}",
+            where=Where(file=folder),
+            hint="give the folder that `lora-quant build -o` wrote",
+        )
+
+
 def is_there(path: Path) -> bool:
     """Whether the path may lead to something; what may not be looked at is left to its reader."""
     try:

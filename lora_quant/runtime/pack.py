@@ -17,13 +17,17 @@ from lora_quant.adapters.adapter import Adapter, load_adapter
 from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
-from lora_quant.config.manifest_records import PackFile, StoredFile
+from lora_quant.config.manifest_records import PackFile, StoredFile, TargetRecord, UseCaseRecord
 from lora_quant.errors import (
+    ConfigError,
     InputMissingError,
     VerificationError,
     Where,
+    did_you_mean,
 )
-from lora_quant.graph.data_files import sampled_sha256, sha256_of
+from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
+from lora_quant.runtime.prompts import read_prompt, with_prompt
+from lora_quant.runtime.reference.base_view import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +50,35 @@ class Pack:
                 f"the pack has {len(found)} files of role {role!r}, expected one",
                 where=Where(file=self.folder, use_case=use_case),
             )
-        return self._checked(found[0])
+        return self.checked(found[0])
+
+    def target(self, name: str) -> TargetRecord:
+        """What the manifest tells of a target; ConfigError if the pack was not built for it."""
+        for record in self.manifest.targets:
+            if record.name == name:
+                return record
+        raise ConfigError(
+            f"the pack holds nothing for the target {name!r}",
+            where=Where(file=self.folder),
+            hint=did_you_mean(name, [t.name for t in self.manifest.targets]),
+        )
 
     def graph(self, target: str) -> tuple[ModelProto, Path]:
         """The graph without external data, and its path."""
         path = self.file(target, "graph")
         for data in self.manifest.files(target, role="graph-data"):
-            self._checked(data)
+            self.checked(data)
         return onnx.load(str(path), load_external_data=False), path
+
+    def with_prompt(
+        self, target: str, use_case: UseCaseRecord, feeds: Mapping[str, Array]
+    ) -> Mapping[str, Array]:
+        """Inputs with the soft prompt that a target has for a use case; unchanged without one."""
+        prompt = use_case.prompt
+        if prompt is None:
+            return feeds
+        values = read_prompt(self.file(target, "prompt", use_case.name), prompt)
+        return with_prompt(feeds, prompt, values)
 
     def base_graph(self, given: Path | None) -> tuple[ModelProto, Path]:
         """The base graph that the pack was built from, at `given` or where it was then."""
@@ -152,7 +177,8 @@ class Pack:
                 hint="build the pack again, or say where the base graph is with --base",
             )
 
-    def _checked(self, record: PackFile) -> Path:
+    def checked(self, record: PackFile) -> Path:
+        """Where a file of the pack is; it is there, and unchanged since the build."""
         path = self.folder / record.path
         if not path.is_file():
             raise InputMissingError("a file of the pack is missing", where=Where(file=path))

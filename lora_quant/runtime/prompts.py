@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lora_quant.config.manifest_records import PromptRecord
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.base_view import Array
 
 _AXIS = -2  # of the tokens, in either form
 

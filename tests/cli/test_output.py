@@ -152,16 +152,18 @@ def test_verify_tells_every_use_case(packs: Packs, capfd: pytest.CaptureFixture[
     assert run(["verify", str(packs("adapter_only").output)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert [line.split()[0] for line in out.splitlines()[1:6]] == [
+    lines = out.splitlines()
+    assert lines[0].startswith("qairt ")
+    assert [line.split()[0] for line in lines[2:7]] == [
         "base",
         "tone",
         "legal",
         "style",
         "both",
     ]
-    assert all(line.split()[1] == "logits" for line in out.splitlines()[1:6])
+    assert all(line.split()[1] == "logits" for line in lines[2:7])
     assert "adapters off (alpha 0, zero weights) against the base graph: bit for bit" in out
-    assert out.splitlines()[-1] == "verified"
+    assert lines[-1] == "verified for qairt"
 
 
 def test_verify_report_and_exit_code(packs: Packs, capfd: pytest.CaptureFixture[str]) -> None:
@@ -171,9 +173,10 @@ def test_verify_report_and_exit_code(packs: Packs, capfd: pytest.CaptureFixture[
     assert report["ok"] is True
     details = report["details"]
     assert isinstance(details, dict)
-    assert details["base_exact"] is True
-    assert {e["use_case"] for e in details["errors"]} == {"base", "tone", "legal", "style", "both"}
-    assert all(e["ok"] for e in details["errors"])
+    (target,) = details["targets"]
+    assert (target["target"], target["ok"], target["base_exact"]) == ("qairt", True, True)
+    assert {e["use_case"] for e in target["errors"]} == {"base", "tone", "legal", "style", "both"}
+    assert all(e["ok"] for e in target["errors"])
 
 
 def test_verify_fails_with_1(sample: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +189,7 @@ def test_verify_fails_with_1(sample: Path, capfd: pytest.CaptureFixture[str]) ->
     assert err == ""
     failed = [line.split()[0] for line in text.splitlines() if line.endswith("FAILED")]
     assert failed == ["both"]
-    assert text.splitlines()[-1] == "verification failed"
+    assert text.splitlines()[-1] == "verification failed for qairt"
     assert run(["verify", str(out), "--json"]) == 1
     assert parsed(capfd.readouterr().out)["ok"] is False
 
@@ -232,7 +235,7 @@ def test_a_refused_command_reports_the_error(
     ("command_name", "place"),
     [
         ("build", "lora_quant.api.build"),
-        ("verify", "lora_quant.runtime.verify.verify"),
+        ("verify", "lora_quant.runtime.verify.verify.verify"),
         ("validate", "lora_quant.validation.validate.validate_paths"),
     ],
 )
@@ -326,6 +329,10 @@ def test_options_derive_from_the_dataclass() -> None:
         "--rank-multiple",
         "--fixed-conflict",
         "--encodings-version",
+        "--lora-weights",
+        "--dim",
+        "--htp-arch",
+        "--qnn-context",
         "--stacking",
         "--merge",
         "--approximate",

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import build
 from lora_quant.config.options import BuildOptions
-from lora_quant.runtime.verification import Verification
+from lora_quant.runtime.verify.verification import Verification
 from tests.validation.packs import rehash
 
 KINDS = Path(__file__).parents[1] / "fixtures" / "kinds"

@@ -14,11 +14,11 @@ from lora_quant import plugins
 from lora_quant.adapters.adapter import load_adapter
 from lora_quant.adapters.base_modules import whole_weight
 from lora_quant.errors import VerificationError
+from lora_quant.graph.attach.catalog import attach_map
 from lora_quant.graph.base import open_base
-from lora_quant.graph.catalog import attach_map
-from lora_quant.runtime.base_reader import BaseReader
-from lora_quant.runtime.base_view import BaseView, spread
-from lora_quant.runtime.sites import Site
+from lora_quant.runtime.reference.base_reader import BaseReader
+from lora_quant.runtime.reference.base_view import BaseView, spread
+from lora_quant.runtime.reference.sites import Site
 from tests.adapters.fixture_base import fixture_base
 from tests.builders import GraphBuilder
 from tests.runtime.kinds import CASES, KINDS

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lora_quant.api import build
 from lora_quant.config.manifest import read_manifest
-from lora_quant.runtime.comparison import OutputError
-from lora_quant.runtime.rounding import moved_values
-from lora_quant.runtime.verify import verify
+from lora_quant.runtime.verify.comparison import OutputError
+from lora_quant.runtime.verify.rounding import moved_values
+from lora_quant.runtime.verify.verify import verify
 from tests.adapters.builders import PREFIX, write
 from tests.builders import GraphBuilder
 from tests.runtime.kinds import Tensors, edit_weights

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape
-from lora_quant.runtime.base_view import BaseView
-from lora_quant.runtime.reference import Reference
-from lora_quant.runtime.sites import Site
-from lora_quant.runtime.updates import Updates
+from lora_quant.runtime.reference.base_view import BaseView
+from lora_quant.runtime.reference.reference import Reference
+from lora_quant.runtime.reference.sites import Site
+from lora_quant.runtime.reference.updates import Updates
 from tests.builders import GraphBuilder
 
 Array = NDArray[np.float64]

@@ -20,8 +20,9 @@ from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, InputMissingError, LoraQuantError, VerificationError
 from lora_quant.runtime.inputs import guessed_axes, random_inputs
-from lora_quant.runtime.verification import Verification
-from lora_quant.runtime.verify import DEFAULT_TOLERANCE, verify
+from lora_quant.runtime.verify.settings import DEFAULT_TOLERANCE
+from lora_quant.runtime.verify.verification import Verification
+from lora_quant.runtime.verify.verify import verify
 from tests.adapters.builders import pair, write
 from tests.builders import GraphBuilder, Shape, attention
 from tests.conftest import Packs
@@ -68,7 +69,7 @@ def test_the_sample_is_verified(name: str, packs: Packs) -> None:
     result = verify(packs(name).output)
     assert result.ok
     assert result.base_exact
-    assert result.tolerance == DEFAULT_TOLERANCE
+    assert result.settings.tolerance == DEFAULT_TOLERANCE
     assert [(e.use_case, e.output) for e in result.errors] == [
         (u, "logits") for u in ("base", "tone", "legal", "style", "both")
     ]
@@ -273,13 +274,23 @@ def test_a_manifest_without_the_adapter_s_file(pack: Path) -> None:
 
 def test_a_pack_for_another_target(pack: Path) -> None:
     edit_manifest(pack, lambda d: d["targets"][0].update(name="tiny"))
-    with pytest.raises(ConfigError, match="the pack holds nothing for the target 'qairt'"):
+    with pytest.raises(VerificationError) as caught:
         verify(pack)
+    assert caught.value.message == (
+        "nothing can be verified: got a pack for 'tiny', expected one of qairt, onnxruntime, qnn "
+        "among its targets"
+    )
 
 
 def test_not_a_pack(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError):
         verify(tmp_path)
+
+
+def test_a_target_that_the_pack_does_not_have(packs: Packs) -> None:
+    with pytest.raises(ConfigError, match="the pack holds nothing for the target 'qair'") as caught:
+        verify(packs("adapter_only").output, targets=["qair"])
+    assert caught.value.hint == "did you mean 'qairt'?"
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.parameter_places import ParameterPlaces
-from lora_quant.runtime.verify import verify
+from lora_quant.runtime.reference.parameter_places import ParameterPlaces
+from lora_quant.runtime.verify.verify import verify
 from tests.builders import attention
 from tests.runtime.kinds import CASES, KINDS, Tensors, edit_weights, effect, failed, pack_of
 from tests.validation.packs import edit_manifest, rehash
@@ -211,7 +211,7 @@ def test_approximated_layers_are_held_against_the_exact_update(
     show_verification(result, as_json=True)
     details = json.loads(capfd.readouterr().out)["details"]
     assert len(details["layers"]) == len(result.layers)
-    assert details["errors"][1]["from_exact"] == of_it.from_exact
+    assert details["targets"][0]["errors"][1]["from_exact"] == of_it.from_exact
 
 
 @pytest.mark.parametrize("suffix", ["lora_A.weight", "lora_B.weight", "expansion"])

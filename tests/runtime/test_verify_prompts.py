@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 from lora_quant.api import build
 from lora_quant.cli.render_verification import show_verification
 from lora_quant.config.manifest import read_manifest
+from lora_quant.config.options import BuildOptions
 from lora_quant.errors import VerificationError
 from lora_quant.runtime.inputs import Lengths, random_inputs
-from lora_quant.runtime.verify import verify
+from lora_quant.runtime.verify.verify import verify
 from tests.adapters.builders import pair, write
 from tests.builders import GraphBuilder
 from tests.runtime.kinds import KINDS, Tensors, edit_tensors, failed
@@ -62,7 +63,7 @@ def with_cache() -> GraphBuilder:
 GRAPHS = {"prompt_tuning": with_embeds, "prefix_tuning": with_cache}
 
 
-def prompt_pack(folder: Path, case: str) -> Path:
+def prompt_pack(folder: Path, case: str, target: str = "qairt") -> Path:
     """A pack with a prompt alone, one beside a LoRA, and a use case without either."""
     GRAPHS[case]().save(folder / "model.onnx")
     write(folder / "tone", pair(Q0, features=(DIM, DIM)), target_modules=["q_proj"])
@@ -84,7 +85,7 @@ def prompt_pack(folder: Path, case: str) -> Path:
     }
     config = folder / "lora_config.yaml"
     config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    return build(config, folder / "pack").output
+    return build(config, folder / "pack", BuildOptions(targets=(target,))).output
 
 
 @pytest.fixture(params=GRAPHS)
@@ -106,14 +107,18 @@ def test_a_good_prompt_is_verified(
     assert "effect is against a prompt of zeros" in " ".join(capfd.readouterr().out.split())
 
 
-def test_a_value_of_the_prompt_that_is_wrong_is_found(case: str, tmp_path: Path) -> None:
-    pack = prompt_pack(tmp_path, case)
+@pytest.mark.parametrize("target", ["qairt", "onnxruntime"])
+def test_a_value_of_the_prompt_that_is_wrong_is_found(
+    target: str, case: str, tmp_path: Path
+) -> None:
+    pack = prompt_pack(tmp_path, case, target)
+    assert verify(pack).ok
 
     def edit(tensors: Tensors) -> None:
         for values in tensors.values():
             values.reshape(-1)[-1] += np.float32(0.1)
 
-    edit_tensors(pack / "qairt" / "prompt" / "prompt.safetensors", edit)
+    edit_tensors(pack / target / "prompt" / "prompt.safetensors", edit)
     rehash(pack)
     assert failed(verify(pack)) == {"prompt"}
 

@@ -12,8 +12,8 @@ from onnx import ModelProto
 from safetensors import safe_open
 
 from lora_quant.config.manifest import Manifest
-from lora_quant.config.manifest_records import UseCaseRecord
-from lora_quant.runtime.engine import Engine
+from lora_quant.config.manifest_records import AlphaRecord, UseCaseRecord
+from lora_quant.runtime.verify.engine import Engine
 
 
 class CompiledGraph:
@@ -45,23 +45,20 @@ class CompiledGraph:
         feeds = dict(inputs)
         alpha = self._manifest.alpha
         if alpha is not None:
-            feeds[alpha.tensor] = alpha_values(self._manifest, use_case)
+            feeds[alpha.tensor] = alpha_values(alpha, use_case)
             if alpha.gate is not None:
-                feeds[alpha.gate.tensor] = gate_values(self._manifest, use_case, gate)
+                feeds[alpha.gate.tensor] = gate_values(alpha, use_case, gate)
         if weights is not None:
             with safe_open(str(weights), "numpy") as file:
                 feeds.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         return self._engine.run(feeds)
 
 
-def alpha_values(manifest: Manifest, use_case: UseCaseRecord | None) -> NDArray[np.float32]:
+def alpha_values(alpha: AlphaRecord, use_case: UseCaseRecord | None) -> NDArray[np.float32]:
     """The alpha input of a use case with its compiled strengths, zeros for None.
 
     slot layout: one strength per slot. rank layout: alpha_i * scale_i on the ranks of slot i.
     """
-    alpha = manifest.alpha
-    if alpha is None:
-        raise ValueError("the graph has no alpha input")
     values = np.zeros(alpha.shape, np.float32)
     flat = values.reshape(-1)
     for index, slot in enumerate(use_case.slots if use_case is not None else ()):
@@ -73,15 +70,12 @@ def alpha_values(manifest: Manifest, use_case: UseCaseRecord | None) -> NDArray[
 
 
 def gate_values(
-    manifest: Manifest, use_case: UseCaseRecord | None, gate: NDArray[np.float32] | None
+    alpha: AlphaRecord, use_case: UseCaseRecord | None, gate: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     """The gate input `[batch, tokens, *alpha]`: `gate` for gated slots, 1 elsewhere.
 
     Without a `gate` it is 1 for all, in one token that stands for every one.
     """
-    alpha = manifest.alpha
-    if alpha is None:
-        raise ValueError("the graph has no alpha input")
     sizes = (1, 1) if gate is None else gate.shape
     values = np.ones((*sizes, alpha.shape[-1]), np.float32)
     for index, slot in enumerate(use_case.slots if use_case is not None else ()):

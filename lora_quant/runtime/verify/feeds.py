@@ -10,7 +10,6 @@ from onnx import ModelProto, TensorProto
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import PromptRecord
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.base_view import Array
 from lora_quant.runtime.inputs import (
     SEQUENCE_LENGTH,
     Lengths,
@@ -19,6 +18,7 @@ from lora_quant.runtime.inputs import (
     random_inputs,
 )
 from lora_quant.runtime.prompts import prompt_tokens
+from lora_quant.runtime.reference.base_view import Array
 
 
 class Feeds:

@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from lora_quant.errors import VerificationError, Where
+from lora_quant.runtime.reference.dequantized_view import dequantized, from_blocks, rounded
 
 Array = NDArray[Any]
 _NOTHING: Mapping[str, Array] = MappingProxyType({})
 _LAYOUT = ("Transpose", "Identity", "Cast")
+_GRIDS = ("DequantizeLinear", "QuantizeLinear")
+_PACKED = "MatMulNBits"
+_BIAS = {"Gemm": 2, "Conv": 2, _PACKED: 5}
+"""The number of the input that is a bias."""
 
 
 class BaseView:
@@ -73,6 +78,15 @@ class BaseView:
         """Whether a tensor is an output of the graph."""
         return any(tensor is output for output in self.graph.outputs)
 
+    def behind_grid(self, tensor: Any) -> Any:
+        """What a Q/DQ pair gives that alone reads `tensor`, else the tensor itself."""
+        found = tensor
+        for op in _GRIDS[::-1]:
+            if len(found.outputs) != 1 or self.is_output(found) or found.outputs[0].op != op:
+                return tensor
+            found = found.outputs[0].outputs[0]
+        return found
+
     def is_constant(self, tensor: Any) -> bool:
         """Whether `value` can tell what a tensor holds."""
         while not (hasattr(tensor, "_values") or tensor.name in self._opened):
@@ -81,13 +95,24 @@ class BaseView:
             producer = tensor.inputs[0]
             if producer.op == "Constant":
                 return "value" in producer.attrs
-            if producer.op not in _LAYOUT:
+            if producer.op in _GRIDS:
+                if not all(self.is_constant(one) for one in producer.inputs[1:] if one.name):
+                    return False
+            elif producer.op not in _LAYOUT:
                 return False
             tensor = producer.inputs[0]
         return True
 
+    def is_on_grid(self, tensor: Any) -> bool:
+        """Whether a constant tensor passes through a DequantizeLinear."""
+        while tensor.inputs and tensor.inputs[0].op != "Constant":
+            if tensor.inputs[0].op == "DequantizeLinear":
+                return True
+            tensor = tensor.inputs[0].inputs[0]
+        return False
+
     def value(self, tensor: Any, changed: Mapping[str, Array] = _NOTHING) -> Array:
-        """What a constant tensor holds, through Transpose, Identity and Cast.
+        """What a constant tensor holds, through Transpose, Identity, Cast and Q/DQ.
 
         `changed` holds other values for tensors, by name. Raises VerificationError for a tensor
         that is computed.
@@ -110,9 +135,25 @@ class BaseView:
         if producer.op == "Constant":
             return self.value(producer.attrs["value"], changed)
         value = self.value(producer.inputs[0], changed)
+        if producer.op in _GRIDS:
+            return self._on_grid(producer, value)
         if producer.op == "Transpose":
             return value.transpose(producer.attrs.get("perm"))
         return value.astype(_cast_type(producer)) if producer.op == "Cast" else value
+
+    def _on_grid(self, node: Any, value: Array) -> Array:
+        """What a QuantizeLinear or DequantizeLinear makes of `value`."""
+        scale, zero, *_ = (*map(self.value, (one for one in node.inputs[1:] if one.name)), None)
+        place = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
+        if node.op == "QuantizeLinear":
+            codes = _numpy_type(int(node.attrs.get("output_dtype", 0)) or onnx.TensorProto.UINT8)
+            return rounded(value, scale, zero, codes if zero is None else zero.dtype, *place)
+        return dequantized(value, scale, zero, *place).astype(self._type_given(node))
+
+    def _type_given(self, node: Any) -> np.dtype[Any]:
+        """The type that a DequantizeLinear gives."""
+        element = int(node.attrs.get("output_dtype", 0))
+        return _numpy_type(element) if element else self.dtype(node.inputs[1])
 
     def shape(self, tensor: Any) -> tuple[int, ...]:
         """The shape of a constant tensor, without reading it."""
@@ -139,6 +180,8 @@ class BaseView:
             stored: np.dtype[Any] = np.dtype(tensor.dtype)
             return stored
         producer = tensor.inputs[0]
+        if producer.op == "DequantizeLinear":
+            return self._type_given(producer)
         if producer.op == "Cast":
             return _cast_type(producer)
         is_stored = producer.op == "Constant"
@@ -146,11 +189,12 @@ class BaseView:
 
 
 class LinearView:
-    """A node that computes W x: MatMul, Gemm, Conv, or a Gather of rows.
+    """A node that computes W x: MatMul, Gemm, Conv, MatMulNBits, or a Gather of rows.
 
     `source` is the tensor that holds W, and `position` that of its input. Gemm multiplies W x by
     `gain`. `biases` are the constants that the module adds to W x, each with its factor. All of it
-    is read when the object is made. `shape` is `(out, in / groups, *kernel)`.
+    is read when the object is made. `shape` is `(out, in / groups, *kernel)`, and W is dequantized
+    if it `is_quantized`; only a MatMulNBits `is_packed`.
     """
 
     def __init__(self, view: BaseView, name: str, node: Any) -> None:
@@ -167,12 +211,19 @@ class LinearView:
                 hint="the pack was built from another base graph",
             )
         self.is_out_in = self.op == "Conv" or bool(node.attrs.get("transB", 0))
+        self.is_packed = self.op == _PACKED
+        self.is_quantized = self.is_packed or view.is_on_grid(self.source)
         self.groups = int(node.attrs.get("group", 1)) if self.op == "Conv" else 1
         self.gain = float(node.attrs.get("alpha", 1.0)) if self.op == "Gemm" else 1.0
-        self.dtype = view.dtype(self.source)
-        shape = view.shape(self.source)
-        self.shape = shape if self.is_out_in else shape[::-1]
         self._view = view
+        if self.is_packed:
+            self.dtype = view.dtype(node.inputs[2])
+            self.shape: tuple[int, ...] = int(node.attrs["N"]), int(node.attrs["K"])
+            self._packed = (dict(node.attrs), list(node.inputs[1:5]))
+        else:
+            self.dtype = view.dtype(self.source)
+            shape = view.shape(self.source)
+            self.shape = shape if self.is_out_in else shape[::-1]
         self.biases = tuple(self._find_biases())
 
     @property
@@ -188,6 +239,11 @@ class LinearView:
 
     def weight(self, changed: Mapping[str, Array] = _NOTHING) -> Array:
         """W in the type that the node computes with."""
+        if self.is_packed:
+            attributes, tensors = self._packed
+            values = [self._view.value(one, changed) if one.name else None for one in tensors]
+            where = Where(file=self._view.path, node=self.name)
+            return from_blocks(attributes, values, where)
         value = self._view.value(self.source, changed)
         return value if self.is_out_in else value.T
 
@@ -206,10 +262,11 @@ class LinearView:
     def _find_biases(self) -> list[tuple[Any, float]]:
         found = []
         inputs = self.node.inputs
-        if self.op in ("Gemm", "Conv") and len(inputs) > 2 and inputs[2].name:
+        own = inputs[_BIAS[self.op] :][:1] if self.op in _BIAS else []
+        if own and own[0].name:
             beta = float(self.node.attrs.get("beta", 1.0)) if self.op == "Gemm" else 1.0
-            found.append((inputs[2], beta))
-        product = self.node.outputs[0]
+            found.append((own[0], beta))
+        product = self._view.behind_grid(self.node.outputs[0])
         alone = len(product.outputs) == 1 and not self._view.is_output(product)
         if alone and product.outputs[0].op == "Add" and not self.is_embedding:
             others = (one for one in product.outputs[0].inputs if one is not product)
@@ -234,4 +291,8 @@ def spread(weight: Array, groups: int) -> Array:
 
 
 def _cast_type(node: Any) -> np.dtype[Any]:
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
+    return _numpy_type(int(node.attrs["to"]))
+
+
+def _numpy_type(element: int) -> np.dtype[Any]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element))

@@ -15,20 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from lora_quant.config.manifest import Manifest
-from lora_quant.config.manifest_records import (
-    AttachPointRecord,
-    BranchTensors,
-    UseCaseRecord,
-)
+from lora_quant.config.manifest_records import BranchTensors, UseCaseRecord
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.updates import Matrix, Part
+from lora_quant.runtime.reference.updates import Matrix, Part
+from lora_quant.runtime.verify.factors import FactorSource
 
 _ROUNDINGS = 4
 
@@ -50,15 +44,19 @@ class LayerError:
 
 
 class Approximations:
-    """Reads the factors of one use case's weights file; `errors` collects what was found."""
+    """Reads the factors of one use case; `errors` collects what was found."""
 
     def __init__(
-        self, manifest: Manifest, use_case: UseCaseRecord, weights: Path, gains: Mapping[str, float]
+        self,
+        manifest: Manifest,
+        use_case: UseCaseRecord,
+        source: FactorSource,
+        gains: Mapping[str, float],
     ) -> None:
         """`gains` are the factors of Gemm nodes, by node."""
         self._manifest = manifest
         self._use_case = use_case
-        self._weights = weights
+        self._source = source
         self._gains = gains
         self._limits = {a.name: a.max_error for a in manifest.adapters}
         self._points = {point.name: point for point in manifest.attach_points}
@@ -79,10 +77,12 @@ class Approximations:
                 where=Where(use_case=self._use_case.name, adapter=part.adapter, module=part.module),
                 hint="build the pack again",
             )
-        left, scale, right = self._factors(part, point, tensors)
+        slots = [slot.adapter for slot in self._use_case.slots]
+        found = self._source.read(part.site, point, tensors, slots.index(part.adapter))
         gain = (later * self._gains[part.site.node])[:, None]
-        left = np.divide(left, gain, out=np.zeros_like(left), where=gain != 0)
-        delta: Matrix = (left * scale) @ right.reshape(len(right), -1)
+        left = np.divide(found.left, gain, out=np.zeros_like(found.left), where=gain != 0)
+        right = found.right.reshape(len(found.right), -1)
+        delta: Matrix = (left * found.scale) @ right
         norm = float(np.linalg.norm(exact))
         distance = float(np.linalg.norm(exact.reshape(delta.shape) - delta))
         error = distance / norm if norm else distance
@@ -91,38 +91,6 @@ class Approximations:
             LayerError(self._use_case.name, part.adapter, part.module, error, allowed)
         )
         return delta
-
-    def _factors(
-        self, part: Part, point: AttachPointRecord, tensors: BranchTensors
-    ) -> tuple[Matrix, Matrix, NDArray[np.float64]]:
-        """B `[out, r]`, s `[r]` and A `[r, ...]` of the adapter's slot."""
-        index, slot = next(
-            (i, s) for i, s in enumerate(self._use_case.slots) if s.adapter == part.adapter
-        )
-        right, left = self._read(tensors.a_weight), self._read(tensors.b_weight)
-        scale = np.full(slot.rank, slot.scale)
-        for record in self._manifest.tensors:
-            if record.role == "expansion":
-                scale = self._read(record.name)[index, slot.start : slot.start + slot.rank]
-        if point.form == "conv":
-            left = left.reshape(left.shape[:2])
-        else:
-            right, left = right.T, left.T
-        first = part.site.part * (len(right) // len(point.modules)) + slot.start
-        ranks = slice(first, first + slot.rank)
-        return left[part.site.rows, ranks], scale, right[ranks]
-
-    def _read(self, tensor: str) -> Matrix:
-        try:
-            with safe_open(str(self._weights), "numpy") as file:
-                values: Matrix = file.get_tensor(tensor).astype(np.float64)
-                return values
-        except (SafetensorError, OSError) as error:
-            raise VerificationError(
-                f"the weights of the use case cannot be read: {error}",
-                where=Where(file=self._weights, use_case=self._use_case.name, tensor=tensor),
-                hint="build the pack again",
-            ) from error
 
     def _unit(self, tensors: BranchTensors) -> float:
         types = {tensor.name: tensor.dtype for tensor in self._manifest.tensors}

@@ -8,7 +8,11 @@ Built with onnx-graphsurgeon from the base graph; it shares no code with the bra
 knows neither slots nor padding nor alpha inputs. Every adapted W', every d and every replaced
 constant is a graph input, so that one session serves all use cases. A grouped convolution becomes
 one of a single group, with zeros between the groups: what LoRA adds to it reads all channels. What
-depends on the token gets nodes of its own, see lora_quant.runtime.token_paths.
+depends on the token gets nodes of its own, see lora_quant.runtime.reference.token_paths.
+
+A node whose weight is quantized stays as it is: its engine may round activations as well, or add up
+integers. Beside it a float product computes (W' - W) x, from W dequantized, and its sum with the
+node's goes where the node's went, into a Q/DQ pair of the base if it has one.
 """
 
 from __future__ import annotations
@@ -20,9 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.runtime.base_view import Array, BaseView, LinearView
-from lora_quant.runtime.engine import Engine
-from lora_quant.runtime.token_paths import GATE, PathNodes, PathSpec, PathValues, no_values
+from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView
+from lora_quant.runtime.reference.token_paths import (
+    GATE,
+    PathNodes,
+    PathSpec,
+    PathValues,
+    no_values,
+)
+from lora_quant.runtime.verify.engine import Engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +90,12 @@ class Reference:
         feeds = {**inputs, **{name: move(values) for name, values in constants.items()}}
         for name, linear in self._nodes.items():
             node = change.nodes.get(name)
-            weight = self._weights[name] if node is None else node.weight
-            if node is None and change.constants:
-                weight = linear.ungrouped(change.constants)
-            weight = move(weight)
+            weight = base = self._weights[name]
+            if change.constants and (node is None or linear.is_quantized):
+                weight = base = linear.ungrouped(change.constants)
+            if node is not None:
+                weight = node.weight
+            weight = move(weight - base if linear.is_quantized else weight)
             feeds[f"{name}/weight"] = weight if linear.is_out_in else weight.T
             added = np.zeros(linear.shape[0], linear.dtype) if node is None else node.added
             feeds[f"{name}/added"] = added.reshape(linear.value_shape)
@@ -116,14 +128,19 @@ class _Edit:
 
     def open_node(self, name: str, linear: LinearView, paths: Iterable[PathSpec]) -> None:
         """Read the weight from an input, and add d and the paths to the product."""
-        node, shape = linear.node, linear.shape
-        if linear.groups > 1:
-            shape = (shape[0], shape[1] * linear.groups, *shape[2:])
-            node.attrs["group"] = 1
-        stored = shape if linear.is_out_in else shape[::-1]
+        node = linear.node
+        product = node
         added = [self._input(f"{name}/added", linear, linear.value_shape)]
         added += [self._paths.add(spec, linear) for spec in paths]
-        node.inputs[linear.position] = self._input(f"{name}/weight", linear, stored)
+        if linear.is_quantized:
+            product = self._beside(name, linear)
+            added.insert(0, product.outputs[0])
+        shape = linear.shape
+        if linear.groups > 1:
+            shape = (shape[0], shape[1] * linear.groups, *shape[2:])
+            product.attrs["group"] = 1
+        stored = shape if linear.is_out_in else shape[::-1]
+        product.inputs[linear.position] = self._input(f"{name}/weight", linear, stored)
         result, total = node.outputs[0], self._gs.Variable(f"{name}/product", linear.dtype)
         node.outputs[0] = total
         for number, tensor in enumerate(added, start=1):
@@ -133,6 +150,15 @@ class _Edit:
             add.outputs.append(next_total)
             self._graph.nodes.append(add)
             total = next_total
+
+    def _beside(self, name: str, linear: LinearView) -> Any:
+        """A product of the same inputs as the node's, by a weight of its own and without a bias."""
+        node, x = linear.node, linear.node.inputs[0]
+        op, attributes = ("MatMul", {}) if linear.is_packed else (node.op, dict(node.attrs))
+        made = self._gs.Node(op, f"{name}/change", attributes, inputs=[x, linear.source])
+        made.outputs.append(self._gs.Variable(f"{name}/change", linear.dtype))
+        self._graph.nodes.append(made)
+        return made
 
     def exported(self) -> bytes:
         """The graph, its nodes in order."""

@@ -31,9 +31,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.runtime.base_view import Array
-from lora_quant.runtime.comparison import largest_difference
-from lora_quant.runtime.reference import BaseChange, Reference
+from lora_quant.runtime.reference.base_view import Array
+from lora_quant.runtime.reference.reference import BaseChange, Reference
+from lora_quant.runtime.verify.comparison import largest_difference
 
 FACTOR = 4
 _VALUES = 16

@@ -17,9 +17,9 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseSizes, Tile
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import VerificationError, Where
-from lora_quant.graph.name_table import NameTable
-from lora_quant.runtime.base_view import Array, BaseView, LinearView
-from lora_quant.runtime.sites import Site
+from lora_quant.graph.attach.name_table import NameTable
+from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView
+from lora_quant.runtime.reference.sites import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered
-from lora_quant.runtime.base_reader import BaseReader
-from lora_quant.runtime.base_view import Array, BaseView, LinearView, spread
-from lora_quant.runtime.parameter_places import Places
-from lora_quant.runtime.reference import BaseChange, NodeChange
-from lora_quant.runtime.sites import Site, Sites
-from lora_quant.runtime.token_paths import PathSpec, PathValues
+from lora_quant.runtime.reference.base_reader import BaseReader
+from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView, spread
+from lora_quant.runtime.reference.parameter_places import Places
+from lora_quant.runtime.reference.reference import BaseChange, NodeChange
+from lora_quant.runtime.reference.sites import Site, Sites
+from lora_quant.runtime.reference.token_paths import PathSpec, PathValues
 
 Matrix = NDArray[np.float64]
 Substitute = Callable[["Part", Matrix, Matrix], Matrix]

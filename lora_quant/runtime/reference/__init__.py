@@ -1,0 +1,1 @@
+"""The base graph with changed weights: what a pack is verified against."""

@@ -1,0 +1,1 @@
+"""Sessions that switch use cases from run to run."""

@@ -1,0 +1,1 @@
+"""Holding what was built for each target against what adapters are."""
