@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.quality.paths import ROOT, run_python
@@ -107,13 +108,30 @@ def test_configuration_builds_the_tree_of_files(sample: Path) -> None:
 
 
 def test_python_example_runs(sample: Path) -> None:
-    (text,) = blocks("python")
+    (text,) = blocks("python", section("Python"))
     script = sample / "example.py"
     script.write_text(text, encoding="utf-8")
     done = run_python(str(script), cwd=sample)
     assert done.returncode == 0, done.stdout
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert names == ["base", "tone", "legal", "style", "both"]
+
+
+def test_session_example_runs(sample: Path) -> None:
+    """The same inputs with a use case, with the use case at another strength, and without any."""
+    from lora_quant import BuildOptions, build
+
+    config = sample / "samples" / "tiny_llama" / "lora_config.yaml"
+    folder = sample / "switching"
+    build(config, folder / "OUT", BuildOptions(targets=("onnxruntime",)))
+    np.savez(folder / "inputs.npz", input_ids=np.arange(16, dtype=np.int64)[np.newaxis])
+    (text,) = blocks("python", section("Targets"))
+    script = folder / "example.py"
+    different = "len({run['logits'].tobytes() for run in (both, softened, plain)})"
+    script.write_text(f"{text}print({different})\n", encoding="utf-8")
+    done = run_python(str(script), cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.split() == ["3"]
 
 
 def test_first_paragraph_has_five_lines() -> None:

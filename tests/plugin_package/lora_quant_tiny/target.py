@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Compilation
-from lora_quant.targets.pack_folder import PackFolder
+from lora_quant.targets.files.pack_folder import PackFolder
 
 
 @dataclass(frozen=True)
