@@ -1,7 +1,8 @@
 """Measure lora-quant as whole processes and write the figures into benchmarks/README.md.
 
-    python benchmarks/run.py              all cases, five runs each
+    python benchmarks/run.py              all cases, five runs each, and all tables
     python benchmarks/run.py 1b 70b       some cases, nothing written
+    python benchmarks/run.py switching    a table (see tables.py), written
     python benchmarks/run.py --list       their names
 
 Every run of a build is followed by a run of its floor (see floor.py), so that the difference and
@@ -15,7 +16,6 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from cases import CASES, Case
 from measure import CommandFailedError, Spread, Usage, run
+from tables import TABLES, write_section
 
 HERE = Path(__file__).parent
 DATA = HERE / "data"
@@ -33,7 +34,6 @@ README = HERE / "README.md"
 OUTPUT = "out"
 _PACKAGES = ("click", "numpy", "onnx", "protobuf", "pydantic", "PyYAML", "ml_dtypes", "safetensors")
 _IMPORTS = "import click, ml_dtypes, numpy, onnx, pydantic, yaml"
-_FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,49 @@ class Result:
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 if a build failed."""
+    """Run what the command line asks for; 1 if something failed."""
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.list:
-        print("\n".join(f"{case.name:10} {case.title}" for case in CASES))
+        print("\n".join(f"{item.name:10} {item.title}" for item in (*CASES, *TABLES)))
         return 0
-    known = {case.name: case for case in CASES}
-    if unknown := set(arguments.cases) - set(known):
+    asked = set(arguments.cases)
+    if unknown := asked - {item.name for item in (*CASES, *TABLES)}:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; see --list")
-    cases = [known[name] for name in arguments.cases] or list(CASES)
-    lines = [*_machine(), "", *_small_commands(arguments.runs), "", *_head()]
     failed = False
+    cases = [case for case in CASES if case.name in asked or not asked]
+    if cases:
+        failed = not _run_cases(cases, arguments.runs, write=not asked)
+    for table in TABLES:
+        if table.name in asked or not asked:
+            print(f"{table.name} ...", file=sys.stderr, flush=True)
+            try:
+                text = "\n".join(_machine()) + "\n- " + table.text(arguments.olive)
+            except CommandFailedError as error:
+                failed = True
+                print(f"{table.name} failed: {error}", file=sys.stderr)
+            else:
+                print(text)
+                write_section(README, table.name, text)
+    return int(failed)
+
+
+def _run_cases(cases: list[Case], runs: int, *, write: bool) -> bool:
+    """Print the figures, and write them if all cases could be built; whether they could."""
+    lines = [*_machine(), "", *_small_commands(runs), "", *_head()]
+    good = True
     for case in cases:
         print(f"{case.name} ...", file=sys.stderr, flush=True)
         try:
-            lines.append(_measured(case, arguments.runs).row())
+            lines.append(_measured(case, runs).row())
         except CommandFailedError as error:
-            failed = True
+            good = False
             print(f"{case.name} failed: {error}", file=sys.stderr)
     text = "\n".join(lines) + "\n"
     print(text)
-    if not arguments.cases and not failed:
-        old = README.read_text(encoding="utf-8")
-        new = _FIGURES.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", old)
-        README.write_text(new, encoding="utf-8")
-    return int(failed)
+    if write and good:
+        write_section(README, "figures", text)
+    return good
 
 
 def _measured(case: Case, runs: int) -> Result:
@@ -217,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
     found.add_argument("--runs", type=int, default=5, help="counted runs; default 5")
+    found.add_argument(
+        "--olive", metavar="PYTHON", help="one with Olive and the GenAI builder, for switching"
+    )
     found.add_argument("--list", action="store_true", help="print the names of the cases")
     return found
 

@@ -18,8 +18,8 @@ from lora_quant.graph.base import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
 from lora_quant.passes.contract import Pass
 from lora_quant.passes.runner import default_passes, run_passes
-from lora_quant.targets.output_transaction import OutputTransaction
-from lora_quant.targets.pack_folder import MANIFEST, PackFolder
+from lora_quant.targets.files.output_transaction import OutputTransaction
+from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ from lora_quant.errors import ConfigError, PackError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.passes.open_base_modules import open_base_modules
-from lora_quant.targets.checkpoint_output import check_checkpoint_output
-from lora_quant.targets.output_transaction import OutputTransaction
-from lora_quant.targets.peft_checkpoint import FILES, PlainLora, write_peft_checkpoint
+from lora_quant.targets.files.checkpoint_output import check_checkpoint_output
+from lora_quant.targets.files.output_transaction import OutputTransaction
+from lora_quant.targets.files.peft_checkpoint import FILES, PlainLora, write_peft_checkpoint
 
 
 def inspect_adapter(
