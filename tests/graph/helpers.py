@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from lora_quant.graph.attach.fit import ModuleRequest
 from lora_quant.graph.attach.resolver import Resolution, Resolver
-from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.graph.branching.branches import AlphaLayout, add_branches
 from lora_quant.graph.branching.updatable_weights import Role, base_outputs, updatable_weights
 from lora_quant.graph.records import AttachPoint, BranchedGraph, Gate, Vector

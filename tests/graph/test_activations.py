@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from lora_quant.graph.activations import float_activations
+from lora_quant.graph.base.activations import float_activations
 from tests.builders import GraphBuilder
 from tests.graph.helpers import all_points, branch, opened
 

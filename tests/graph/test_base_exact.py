@@ -13,9 +13,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from safetensors.numpy import load_file
 
-from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
+from lora_quant.graph.base.graph_bytes import graph_bytes
 from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
-from lora_quant.graph.files.saving import graph_bytes
 from lora_quant.graph.records import BranchedGraph
 from tests.builders import GraphBuilder, attention
 from tests.graph.helpers import all_points, branch, opened, put, request, resolve, run, with_extras

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lora_quant.errors import GraphError
 from lora_quant.graph.attach.resolver import Resolution
-from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.graph.values import base_weights
 from lora_quant.graph.values.base_weights import GraphWeights
 from tests.builders import GraphBuilder, attention

@@ -11,10 +11,11 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError, InputMissingError
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
+from lora_quant.graph.base.graph_bytes import graph_bytes
 from lora_quant.graph.branching.branches import AlphaLayout, add_branches
 from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
-from lora_quant.graph.files.saving import check_model_file, graph_bytes
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.records import ReplacedParameter, TensorRecord
 from tests.builders import GraphBuilder, attention, save
 from tests.graph.helpers import (

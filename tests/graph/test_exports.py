@@ -9,7 +9,7 @@ import pytest
 
 from lora_quant.errors import AttachPointError, Where
 from lora_quant.graph.attach.catalog import attach_map
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.graph.records import Storage
 from lora_quant.graph.values.parameters import find_parameter
 from tests.graph.helpers import request, resolve

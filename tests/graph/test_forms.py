@@ -11,10 +11,11 @@ import onnx
 import pytest
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.base.graph_bytes import graph_bytes
 from lora_quant.graph.branching.branches import AlphaLayout
 from lora_quant.graph.branching.updatable_weights import updatable_weights
-from lora_quant.graph.files.saving import check_model_file, graph_bytes
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.records import (
     AttachPoint,
     BranchedGraph,

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from lora_quant.errors import AttachPointError, Where
 from lora_quant.graph.attach.resolver import ModuleSizes
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.graph.values.base_weights import GraphWeights
 from lora_quant.graph.values.parameters import find_parameter, parameter_values
 from tests.graph.helpers import resolve

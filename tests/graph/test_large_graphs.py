@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from lora_quant.graph.base import open_base
-from lora_quant.graph.files.saving import graph_bytes
+from lora_quant.graph.base.base_graph import open_base
+from lora_quant.graph.base.graph_bytes import graph_bytes
 from tests.builders import GraphBuilder
 from tests.graph.helpers import branch, request, resolve
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.base import open_base
-from lora_quant.graph.merging.rewritten_data import overlapping
+from lora_quant.graph.base.base_graph import open_base
+from lora_quant.graph.files.rewritten_data import overlapping
 from lora_quant.graph.records import AttachPoint
 from tests.builders import GraphBuilder, attention, save
 from tests.graph.cases import CASES, built

@@ -15,9 +15,9 @@ import onnx
 import pytest
 from onnx import ModelProto, helper
 
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.files.external_data import DataFile
-from lora_quant.graph.files.saving import check_model_file
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.merging.merged_weights import write_merged
 from lora_quant.graph.records import AttachPoint
 from tests.builders import DTYPES, GraphBuilder, attention

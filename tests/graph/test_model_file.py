@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import GraphError, InputMissingError, LoraQuantError, Where
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.graph.files import model_file
 from lora_quant.graph.files.model_file import load_model, serialize
 from tests.builders import GraphBuilder, attention, save

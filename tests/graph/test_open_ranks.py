@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.opened.open_graph import OpenGraph
 from lora_quant.graph.opened.open_ranks import RankAxis, open_ranks
 from lora_quant.graph.records import BranchedGraph, Gate, TensorRecord

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import AttachPointError, Where
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import ReplacedParameter, TensorRecord
 from lora_quant.graph.values.parameters import find_parameter, parameter_values
 from tests.builders import GraphBuilder

@@ -53,7 +53,8 @@ def test_every_form_is_an_attach_point(base: Base, tmp_path: Path) -> None:
     sizes = {linear.in_features, linear.out_features}
     assert sizes <= set(weight.shape)
     assert linear.dtype == base.dtype
-    assert (point.grid is not None) == (base.step > 0)
+    # In half precision, rounding twice is not as once in every engine.
+    assert (point.grid is not None) == (base.step > 0 and base.dtype == "float32")
     # `lora-quant map` writes what resolves to the same point.
     again = resolve(
         graph,
@@ -106,8 +107,7 @@ def _another_grid(q: Quantizer) -> str:
         (_read_before_rounding, {}),
         (_codes_read, {}),
         (_another_grid, {}),
-        # Codes of 16 bits times a float16 scale are not told apart any more.
-        (matmul(), {"codes": np.uint16, "dtype": "float16"}),
+        (matmul(), {"dtype": "float16"}),
     ],
 )
 def test_a_pair_that_cannot_be_repeated_is_left_behind_the_branch(

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import BranchedGraph
 from tests.builders import DTYPES
 from tests.graph.helpers import all_points, branch, opened, put, with_extras
@@ -188,8 +188,8 @@ def test_on_it_adds_the_low_rank_product(base: Base, level: str, tmp_path: Path)
     """Of the last module alone, whose x and h the graph itself gives.
 
     y = DQ(Q(h + l)) with l in float64. A sum that lies halfway between two codes may be rounded
-    to either, hence one step; without a grid three roundings of float32 and the sum of 40 + 4
-    products remain: 2e-5 of the largest term.
+    to either, hence one step; without a grid three roundings and the sum of 40 + 4 products remain:
+    2e-5 of the largest term in float32, 8 units of 2**-11 in float16.
     """
     graph, made = branched(base, tmp_path)
     one = made.branches[-1]
@@ -209,7 +209,8 @@ def test_on_it_adds_the_low_rank_product(base: Base, level: str, tmp_path: Path)
     exact = found[one.h].astype(np.float64) + l_exact
     grid = one.attach.grid
     if grid is None:
-        bound = 2e-5 * np.abs(exact).max()
+        unit = 2e-5 if base.dtype == "float32" else 8 * 2.0**-11
+        bound = unit * np.abs(exact).max()
     else:
         scale, zero = (built_values(loaded, name) for name in (grid.scale, grid.zero_point))
         limits = np.iinfo(zero.dtype)

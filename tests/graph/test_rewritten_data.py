@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import InputMissingError, PackError
 from lora_quant.graph.files.external_data import DataFile
-from lora_quant.graph.merging.rewritten_data import NewBytes, overlapping, rewrite
+from lora_quant.graph.files.rewritten_data import NewBytes, overlapping, rewrite
 
 LOCATION = "w.data"
 

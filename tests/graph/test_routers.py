@@ -13,7 +13,7 @@ from lora_quant.errors import GraphError
 from lora_quant.graph.branching.branches import AlphaLayout, add_branches
 from lora_quant.graph.branching.router import expert_columns
 from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
-from lora_quant.graph.files.saving import check_model_file
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.records import AttachPoint, Branch, Gate
 from tests.builders import DTYPES, attention, save
 from tests.graph.cases import ALPHA, RANK, SLOTS, expansion, factors, stored, strengths

@@ -78,6 +78,14 @@ def test_a_name_that_the_graph_does_not_have_is_refused_with_those_that_it_has()
     assert caught.value.hint == "did you mean 'batch' or 'batch out'?"
 
 
+def test_a_graph_of_fixed_sizes_has_no_use_for_one() -> None:
+    fixed = model([1, 4])
+    fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(ConfigError, match="no axis 'batch'") as caught:
+        fix_axes(fixed, {"batch": 1}, WHERE)
+    assert caught.value.hint == "its shapes are fixed already: leave out --dim"
+
+
 def test_axes_that_stay_open_are_named_with_their_places() -> None:
     with pytest.raises(ConfigError) as caught:
         fix_axes(model(["batch", "seq len"]), {"batch": 1}, WHERE)

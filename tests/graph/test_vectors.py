@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto
 
 from lora_quant.errors import GraphError
-from lora_quant.graph.activations import float_activations
+from lora_quant.graph.base.activations import float_activations
 from lora_quant.graph.branching.branches import AlphaLayout
 from lora_quant.graph.branching.updatable_weights import Role, base_outputs, updatable_weights
-from lora_quant.graph.files.saving import check_model_file
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.records import BranchedGraph, Vector
 from lora_quant.graph.values.weight_layouts import branch_layouts
 from tests.builders import DTYPES, GraphBuilder, attention, save

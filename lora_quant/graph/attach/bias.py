@@ -9,6 +9,7 @@ gives both one encoding. The sum is the same either way.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnx import NodeProto
@@ -16,8 +17,8 @@ from onnx import NodeProto
 from lora_quant.graph.attach.constants import FloatConstant, constant_behind
 from lora_quant.graph.attach.output_grid import grid_behind
 from lora_quant.graph.attach.packed_linear import BIAS
-from lora_quant.graph.files.onnx_values import attributes
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
+from lora_quant.graph.files.node_attributes import attributes
 from lora_quant.graph.records import Form, LinearNode, OutputGrid
 
 
@@ -71,6 +72,19 @@ def bias_inputs(linear: LinearNode, index: GraphIndex) -> list[tuple[str, float]
     if bias is not None:
         found.append((bias.node.input[bias.position], 1.0))
     return found
+
+
+def bias_problem(bias: FloatConstant, linear: LinearNode) -> str | None:
+    """Why a constant is not one value for each output feature, or one for all; None if it is."""
+    size = math.prod(bias.shape)
+    # Gemm broadcasts C to [rows, out]: a column would be one value per row.
+    is_column = linear.op == "Gemm" and size > 1 and bias.shape[-1] != size
+    if size in (1, linear.out_features) and not is_column:
+        return None
+    return (
+        f"the bias has shape {list(bias.shape)}, expected one value for each of the "
+        f"{linear.out_features} output features"
+    )
 
 
 def _bias_add(linear: LinearNode, product: str, index: GraphIndex) -> BiasAdd | None:

@@ -11,8 +11,8 @@ from onnx import ModelProto, NodeProto
 from lora_quant.graph.attach.embedding import is_lookup, recognise_embedding
 from lora_quant.graph.attach.linear import NotLinear, is_linear, reason_to_refuse, recognise
 from lora_quant.graph.attach.module_names import module_paths
+from lora_quant.graph.files.graph_index import GraphIndex
 from lora_quant.graph.files.walk import iter_nested_nodes
-from lora_quant.graph.index import GraphIndex
 from lora_quant.graph.records import LinearNode
 
 

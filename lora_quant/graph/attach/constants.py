@@ -14,19 +14,10 @@ from dataclasses import dataclass, field, replace
 
 from onnx import NodeProto, TensorProto
 
-from lora_quant.graph.files.onnx_values import FLOAT_TYPES, attributes, type_name
-from lora_quant.graph.index import GraphIndex
-from lora_quant.graph.values.dequantization import Dequantization, dequantization_of, have_same_grid
-
-__all__ = [
-    "FLOAT_TYPES",
-    "LAYOUT_OPERATORS",
-    "FloatConstant",
-    "NoConstant",
-    "attributes",
-    "constant_behind",
-    "type_name",
-]
+from lora_quant.graph.attach.dequantization import Dequantization, dequantization_of, have_same_grid
+from lora_quant.graph.files.element_types import FLOAT_TYPES, type_name
+from lora_quant.graph.files.graph_index import GraphIndex
+from lora_quant.graph.files.node_attributes import attributes
 
 LAYOUT_OPERATORS = frozenset({"Identity", "Transpose", "Cast"})
 

@@ -12,7 +12,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from lora_quant.graph.attach.constants import NoConstant, constant_behind
 from lora_quant.graph.attach.linear import NotLinear
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
 from lora_quant.graph.records import Form, LinearNode
 
 # What a Gather also picks from: shapes, indices, flags.

@@ -17,8 +17,8 @@ from onnx import NodeProto
 
 from lora_quant.graph.attach.constants import FloatConstant, NoConstant, constant_behind
 from lora_quant.graph.attach.packed_linear import is_packed, recognise_packed
-from lora_quant.graph.files.onnx_values import attributes
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
+from lora_quant.graph.files.node_attributes import attributes
 from lora_quant.graph.records import ConvGeometry, Form, LinearNode, Storage
 
 _QUANTIZED = frozenset(

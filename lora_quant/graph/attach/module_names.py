@@ -17,7 +17,7 @@ import re
 from onnx import NodeProto, ValueInfoProto
 
 from lora_quant.graph.attach.name_table import flat_name, same_module
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"

@@ -3,29 +3,31 @@
     source -> QuantizeLinear -> codes -> DequantizeLinear -> output, others
 
 Then what is added to `output` can be rounded to the same grid, and nothing changes where zero is
-added. For codes q of n bits, scale * q is off by a rounding of the float type, and divided by the
-scale again by another: less than 2 ** n units of roundoff together, which rounds back to q for up
-to 16 bits of a float32 and 8 bits of a float16.
+added. For codes q of n bits, scale * q is off by a rounding of float32, and divided by the scale
+again by another: less than 2 ** n units of roundoff together, which rounds back to q for up to 16
+bits. In half precision, ONNX Runtime before 1.30 rounds q to a neighbour.
 """
 
 from __future__ import annotations
 
 from onnx import NodeProto, TensorProto
 
-from lora_quant.graph.files.onnx_values import attributes
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.attach.dequantization import have_same_grid
+from lora_quant.graph.files.graph_index import GraphIndex
+from lora_quant.graph.files.node_attributes import attributes
 from lora_quant.graph.records import OutputGrid
-from lora_quant.graph.values.dequantization import have_same_grid
 
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
-_EIGHT_BITS: frozenset[int] = frozenset(
-    {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
+_SAFE_CODES: frozenset[int] = frozenset(
+    {
+        TensorProto.INT4,
+        TensorProto.UINT4,
+        TensorProto.INT8,
+        TensorProto.UINT8,
+        TensorProto.INT16,
+        TensorProto.UINT16,
+    }
 )
-_SIXTEEN_BITS = _EIGHT_BITS | {TensorProto.INT16, TensorProto.UINT16}
-_SAFE_CODES: dict[int, frozenset[int]] = {
-    TensorProto.FLOAT: _SIXTEEN_BITS,
-    TensorProto.FLOAT16: _EIGHT_BITS,
-}
 
 
 def grid_behind(tensor: str, index: GraphIndex) -> tuple[str, OutputGrid] | None:
@@ -63,7 +65,7 @@ def _is_safe(quantize: NodeProto, dequantize: NodeProto, index: GraphIndex) -> b
         codes = _type_of(quantize.input[2], index)
     else:
         codes = int(attributes(quantize).get("output_dtype", 0)) or TensorProto.UINT8
-    return codes in _SAFE_CODES.get(scale, frozenset())
+    return scale == TensorProto.FLOAT and codes in _SAFE_CODES
 
 
 def _type_of(tensor: str, index: GraphIndex) -> int:

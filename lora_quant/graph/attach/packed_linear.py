@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto
 
-from lora_quant.graph.files.onnx_values import FLOAT_TYPES, attributes, type_name
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.element_types import FLOAT_TYPES, type_name
+from lora_quant.graph.files.graph_index import GraphIndex
+from lora_quant.graph.files.node_attributes import attributes
 from lora_quant.graph.records import Form, LinearNode, Storage
 
 BIAS = 5

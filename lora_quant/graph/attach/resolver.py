@@ -17,7 +17,7 @@ from lora_quant.graph.attach.catalog import LinearCatalog
 from lora_quant.graph.attach.fit import Fit, ModuleRequest, is_pointwise, label
 from lora_quant.graph.attach.fused import fused_parts
 from lora_quant.graph.attach.node_finder import FoundNode, NodeFinder
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
 from lora_quant.graph.records import AttachPoint, Form, Gate, LinearNode, ModulePart, Vector
 
 __all__ = ["ModuleRequest", "ModuleSizes", "Placement", "Resolution", "Resolver"]

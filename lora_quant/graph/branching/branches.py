@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from onnx import NodeProto
 
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.branching.edit import GraphEdit
 from lora_quant.graph.branching.gates import check_gates, gate_sizes
 from lora_quant.graph.branching.points import channel_axis, node_prefix, point_axes, spatial_axes

@@ -13,8 +13,8 @@ from typing import Any
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.branching.weights import one_weights
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.zero_weights import one_weights
 from lora_quant.graph.records import TensorRecord
 
 

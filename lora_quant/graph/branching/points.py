@@ -28,3 +28,9 @@ def channel_axis(point: AttachPoint) -> int:
 def point_axes(point: AttachPoint) -> int | None:
     """Number of axes of x and y of a convolution, None where the form leaves it open."""
     return spatial_axes(point) + 2 if point.linear.form is Form.CONV else None
+
+
+def rank_axis(point: AttachPoint, *, is_a: bool) -> int:
+    """The axis of the ranks in A `[in, R]` or B `[R, out]`; a convolution has `[R, in, ...]`."""
+    on_first = (point.linear.form is Form.CONV) == is_a
+    return 0 if on_first else 1

@@ -19,13 +19,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from lora_quant.graph.branching.edit import GraphEdit
+from lora_quant.graph.files.element_types import ELEMENTS
 from lora_quant.graph.records import ScaleRecord, TensorRecord
 
-_ELEMENT = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
 # Where the ranks are in s [batch, tokens, R].
 _GATED_AXIS = 2
 
@@ -76,7 +72,7 @@ class ScaleBuilder:
             return self._made[key]
         if dtype != "float32":
             source = self.tensor("float32", parts, spatial_axes)
-            made = self._add("Cast", [source], f"Cast_{_suffix(key)}", to=_ELEMENT[dtype])
+            made = self._add("Cast", [source], f"Cast_{_suffix(key)}", to=ELEMENTS[dtype])
         elif spatial_axes != self._base_axes:
             source = self.tensor("float32", parts, self._base_axes)
             shape = self.constant("shape", _layout(parts * self._max_rank, spatial_axes))
@@ -100,7 +96,7 @@ class ScaleBuilder:
         if dtype != "float32":
             source = self.gated("float32", parts)
             made = self._add(
-                "Cast", [source], f"Cast_gate_{_suffix((*key, 0))}", to=_ELEMENT[dtype]
+                "Cast", [source], f"Cast_gate_{_suffix((*key, 0))}", to=ELEMENTS[dtype]
             )
         elif parts > 1:
             source = self.gated("float32", 1)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
 from lora_quant.errors import EncodingsError, GraphError, Where, some
-from lora_quant.graph.attach.constants import type_name
 from lora_quant.graph.device.static_shapes import element_types
-from lora_quant.graph.index import GraphIndex, build_index
+from lora_quant.graph.files.element_types import type_name
+from lora_quant.graph.files.graph_index import GraphIndex, build_index
 from lora_quant.graph.quantized.grid import Grid
 
 # What they give holds values of their first input, or of all inputs (Concat), and no others.

@@ -19,9 +19,10 @@ from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import Where
 from lora_quant.graph.device.quantized_base_constants import ConstantGrid
+from lora_quant.graph.files.element_types import DTYPES
 from lora_quant.graph.files.model_file import ModelFile
-from lora_quant.graph.files.stored_values import DTYPES, stored_values
-from lora_quant.graph.merging.rewritten_data import Sink
+from lora_quant.graph.files.rewritten_data import Sink
+from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.quantized.qdq_records import ExternalCodes
 
 _ALIGNMENT = 64

@@ -4,6 +4,7 @@
     2  every branch gets a ratio per rank                       rank_ratios
     3  every float tensor gets a grid                           quantized_base, _constants
     4  Q/DQ, codes in a data file of its own                    qdq, quantized_base_data
+    5  second factors of products of activations are signed     signed_operands
 
 The base graph itself stays as it is: everything is done on a copy without its weights.
 """
@@ -18,16 +19,17 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import Where
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.device.device_operators import replace_operators
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.device.device_operators import refuse_fused_operators, replace_operators
 from lora_quant.graph.device.quantized_base import BaseGrids
 from lora_quant.graph.device.quantized_base_constants import ConstantGrid, constant_grids
 from lora_quant.graph.device.quantized_base_data import QuantizedData
 from lora_quant.graph.device.rank_ratios import RankRatio, add_rank_ratios
+from lora_quant.graph.device.signed_operands import sign_operands
 from lora_quant.graph.device.static_constants import drop_identities, fold_constants
 from lora_quant.graph.device.static_shapes import fix_axes
 from lora_quant.graph.files.model_file import serialize
-from lora_quant.graph.merging.rewritten_data import Sink
+from lora_quant.graph.files.rewritten_data import Sink
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.quantized.qdq import insert_qdq
 from lora_quant.graph.quantized.qdq_records import (
@@ -66,7 +68,7 @@ class QuantizedGraph:
     ) -> None:
         """Steps 1 and 2. `keep` are initializers that are not folded: weights with encodings.
 
-        Raises what fix_axes, fold_constants and add_rank_ratios do.
+        Raises what refuse_fused_operators, fix_axes, fold_constants and add_rank_ratios do.
         """
         self._where = Where(file=base.path)
         self._model = base.model
@@ -74,6 +76,7 @@ class QuantizedGraph:
         self._proto.CopyFrom(base.model.proto)
         self._data = QuantizedData(base.model, data_location)
         self._inputs: list[str] = []
+        refuse_fused_operators(self._proto, self._where)
         fix_axes(self._proto, dims, self._where)
         self.ratios: tuple[RankRatio, ...] = add_rank_ratios(
             self._proto, branched.branches, self._where
@@ -106,11 +109,14 @@ class QuantizedGraph:
         weights: Mapping[str, ConstantGrid],
         inputs: Mapping[str, CodedInput],
         dtype: str,
+        *,
+        wide_products: bool,
     ) -> None:
-        """Steps 3 and 4. `dtype` is that of grids which are computed.
+        """Steps 3 to 5. `dtype` is that of grids which are computed.
 
         activations: grids by tensor, None for one that stays float. weights: those of constants.
-        inputs: what use cases replace. Raises EncodingsError for tensors whose range nothing tells,
+        inputs: what use cases replace. wide_products: whether the device multiplies 16 by 16 bits,
+        else step 5 is left out. Raises EncodingsError for tensors whose range nothing tells,
         GraphError for what cannot be quantized.
         """
         given = dict(activations)
@@ -131,6 +137,8 @@ class QuantizedGraph:
         dressed = {name: ActivationQdq(grid) for name, grid in base.activations().items()}
         coded.update(self._coded_inputs(inputs, stored))
         insert_qdq(self._proto, activations=dressed, weights=coded, where=self._where)
+        if wide_products:
+            sign_operands(self._proto, self._where)
         self._inputs = [quantized_name(name) for name in inputs]
         self._data.take_over(self._proto)
 

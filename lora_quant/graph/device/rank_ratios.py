@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.branching.points import node_prefix
-from lora_quant.graph.records import Branch, Form, TensorRecord
+from lora_quant.graph.branching.points import node_prefix, rank_axis
+from lora_quant.graph.records import Branch, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def add_rank_ratios(
 
 def _ratio(branch: Branch) -> RankRatio:
     linear = branch.attach.linear
-    ranks = branch.b_weight.shape[1 if linear.form is Form.CONV else 0]
+    ranks = branch.b_weight.shape[rank_axis(branch.attach, is_a=False)]
     axes = len(linear.conv.kernel) if linear.conv is not None else 0
     shape = (1, ranks, *(1,) * axes) if axes else (ranks,)
     weight = TensorRecord(f"{branch.attach.name}.lora_ratio", shape, linear.dtype)

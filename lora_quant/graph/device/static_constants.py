@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from lora_quant.errors import Where
 from lora_quant.graph.device.static_shapes import element_types, infer_shapes, is_static
-from lora_quant.graph.index import build_index
+from lora_quant.graph.files.graph_index import build_index
 
 _MOST_VALUES = 1 << 22
 _NEVER = frozenset(

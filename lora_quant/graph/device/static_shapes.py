@@ -67,7 +67,9 @@ def fix_axes(proto: ModelProto, dims: Mapping[str, int], where: Where) -> None:
             raise ConfigError(
                 f"the graph has no axis {name!r}",
                 where=Where(file=where.file, field=FIELD),
-                hint=did_you_mean(name, known),
+                hint=did_you_mean(name, known)
+                if known
+                else "its shapes are fixed already: leave out --dim",
             )
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]

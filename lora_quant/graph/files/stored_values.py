@@ -12,30 +12,17 @@ from io import FileIO
 from pathlib import PurePosixPath
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lora_quant.errors import GraphError, InputMissingError, Where
+from lora_quant.graph.files.element_types import DTYPES, type_name
 from lora_quant.graph.files.model_file import ModelFile
-from lora_quant.graph.files.onnx_values import type_name
 
 Array = NDArray[Any]
 ReadRange = Callable[[int, int], Array]
 
-DTYPES: Mapping[int, np.dtype[Any]] = {
-    TensorProto.FLOAT: np.dtype(np.float32),
-    TensorProto.FLOAT16: np.dtype(np.float16),
-    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-    TensorProto.DOUBLE: np.dtype(np.float64),
-    TensorProto.INT64: np.dtype(np.int64),
-    TensorProto.INT32: np.dtype(np.int32),
-    TensorProto.INT16: np.dtype(np.int16),
-    TensorProto.INT8: np.dtype(np.int8),
-    TensorProto.UINT16: np.dtype(np.uint16),
-    TensorProto.UINT8: np.dtype(np.uint8),
-}
 _PACKED_BITS: Mapping[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,

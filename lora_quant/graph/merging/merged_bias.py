@@ -16,19 +16,18 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.attach.bias import outcome_of
+from lora_quant.graph.attach.bias import bias_problem, outcome_of
 from lora_quant.graph.attach.constants import FloatConstant, constant_behind
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.branching.edit import GraphEdit
 from lora_quant.graph.branching.points import node_prefix
 from lora_quant.graph.branching.vectors import vector_record
-from lora_quant.graph.files.onnx_values import FLOAT_TYPES, attributes
-from lora_quant.graph.files.stored_values import DTYPES
+from lora_quant.graph.files.element_types import DTYPE_OF
+from lora_quant.graph.files.node_attributes import attributes
 from lora_quant.graph.merging.merged_lines import rounded
 from lora_quant.graph.records import AttachPoint, LinearNode, Vector
 
 Array = NDArray[Any]
-_DTYPES = {name: DTYPES[element] for element, name in FLOAT_TYPES.items()}
 
 
 class MergedBiases:
@@ -91,7 +90,7 @@ class MergedBiases:
         merged = np.zeros(size) + self._values(bias.stored, bias.initializer, where)
         merged = merged if g is None else g * merged
         merged = merged if c is None else merged + c / factor
-        values = rounded(merged.reshape(shape), _DTYPES[bias.dtype], where)
+        values = rounded(merged.reshape(shape), DTYPE_OF[bias.dtype], where)
         if tensor in self._index.initializers and not self._is_shared(tensor):
             self._index.initializers[tensor].CopyFrom(numpy_helper.from_array(values, tensor))
             return
@@ -108,16 +107,9 @@ class MergedBiases:
                 where=where,
                 hint=hint,
             )
-        size = math.prod(found.shape)
-        # Gemm broadcasts C to [rows, out]: a column would be one value per row.
-        is_column = linear.op == "Gemm" and size > 1 and found.shape[-1] != size
-        if size not in (1, linear.out_features) or is_column:
-            raise GraphError(
-                f"the bias has shape {list(found.shape)}, expected one value for each of the "
-                f"{linear.out_features} output features",
-                where=where,
-                hint=hint,
-            )
+        problem = bias_problem(found, linear)
+        if problem is not None:
+            raise GraphError(problem, where=where, hint=hint)
         return found
 
     def _is_shared(self, tensor: str) -> bool:
@@ -126,7 +118,7 @@ class MergedBiases:
     def _add(self, point: AttachPoint, c: Array) -> None:
         edit, record = self._edit, vector_record(point, Vector.C)
         where = Where(file=self._file, module=point.name, node=point.linear.node or None)
-        values = rounded(c.reshape(record.shape), _DTYPES[record.dtype], where)
+        values = rounded(c.reshape(record.shape), DTYPE_OF[record.dtype], where)
         edit.constant(numpy_helper.from_array(values, edit.claim(record.name)))
         base_output = edit.claim(f"{point.output}_base")
         edit.rename(point.output, base_output)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.files.onnx_values import FLOAT_TYPES, type_name
-from lora_quant.graph.files.stored_values import DTYPES, ReadRange
+from lora_quant.graph.files.element_types import DTYPES, FLOAT_TYPES, type_name
+from lora_quant.graph.files.stored_values import ReadRange
 from lora_quant.graph.records import LinearNode
 
 Array = NDArray[Any]

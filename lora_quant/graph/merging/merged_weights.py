@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.element_types import DTYPES
 from lora_quant.graph.files.external_data import DataFile
+from lora_quant.graph.files.graph_index import GraphIndex
 from lora_quant.graph.files.model_file import serialize
-from lora_quant.graph.files.stored_values import DTYPES, ReadRange, stored_values
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.rewritten_data import NewBytes, Sink, overlapping, rewrite
+from lora_quant.graph.files.stored_values import ReadRange, stored_values
 from lora_quant.graph.merging.merged_bias import MergedBiases
 from lora_quant.graph.merging.merged_lines import PointUpdate, changes_weight, merged_lines
-from lora_quant.graph.merging.rewritten_data import NewBytes, Sink, overlapping, rewrite
 from lora_quant.graph.records import AttachPoint, Form, LinearNode
 
 Array = NDArray[Any]

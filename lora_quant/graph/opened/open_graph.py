@@ -9,36 +9,23 @@ size differs from run to run has a name instead of a size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.branching.weights import ZeroWeights
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.element_types import DTYPE_OF, ELEMENTS
 from lora_quant.graph.files.model_file import default_opset, serialize
+from lora_quant.graph.files.node_places import place_nodes
+from lora_quant.graph.files.zero_weights import ZeroWeights
 from lora_quant.graph.records import TensorRecord
 
 Shape = Sequence[int | str]
 
-ELEMENTS: Mapping[str, int] = {
-    name: TensorProto.DataType.Value(stored)
-    for name, stored in (
-        ("float32", "FLOAT"),
-        ("float16", "FLOAT16"),
-        ("bfloat16", "BFLOAT16"),
-        ("int64", "INT64"),
-        ("int32", "INT32"),
-        ("int16", "INT16"),
-        ("uint16", "UINT16"),
-        ("int8", "INT8"),
-        ("uint8", "UINT8"),
-    )
-}
 # Zeros up to this many bytes stay inside the graph file.
 _INLINE = 4096
 
@@ -98,14 +85,14 @@ class OpenGraph:
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
         """An initializer of these values; what it was before is forgotten."""
-        tensor = TensorProto(name=name, data_type=_element(values.dtype), dims=values.shape)
+        tensor = TensorProto(name=name, data_type=ELEMENTS[values.dtype.name], dims=values.shape)
         tensor.raw_data = np.ascontiguousarray(values).tobytes()
         self._put(tensor)
         return name
 
     def zero(self, record: TensorRecord) -> None:
         """An initializer of zeros, outside of the graph file if it is large and the base's are."""
-        size = math.prod(record.shape) * _width(record.dtype)
+        size = math.prod(record.shape) * DTYPE_OF[record.dtype].itemsize
         inline = ZeroWeights(external=False)
         self._put((self.zeros if size > _INLINE else inline).tensor(record))
 
@@ -145,8 +132,7 @@ class OpenGraph:
                 names = part.output if isinstance(part, NodeProto) else (part.name,)
                 if not self._dropped.isdisjoint(names):
                     del parts[position]
-        for node in reversed(self._front):
-            graph.node.insert(0, node)
+        place_nodes(graph, self._front, {})
         self._dropped.clear()
         self._front.clear()
 
@@ -163,11 +149,3 @@ class OpenGraph:
         if stored is None:
             stored = self.initializers[tensor.name] = self.proto.graph.initializer.add()
         stored.CopyFrom(tensor)
-
-
-def _element(dtype: np.dtype[Any]) -> int:
-    return ELEMENTS["bfloat16" if dtype == ml_dtypes.bfloat16 else dtype.name]
-
-
-def _width(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

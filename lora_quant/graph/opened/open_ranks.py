@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, ValueInfoProto
 
-from lora_quant.graph.branching.points import channel_axis, spatial_axes
-from lora_quant.graph.opened.open_graph import ELEMENTS, OpenGraph
-from lora_quant.graph.records import Branch, BranchedGraph, Form, Gate, ScaleRecord, TensorRecord
+from lora_quant.graph.branching.points import channel_axis, rank_axis, spatial_axes
+from lora_quant.graph.files.element_types import ELEMENTS
+from lora_quant.graph.opened.open_graph import OpenGraph
+from lora_quant.graph.records import Branch, BranchedGraph, Gate, ScaleRecord, TensorRecord
 
 # Unsqueeze reads its axes as an input from here on, as an attribute before.
 _AXES_AS_INPUT = 13
@@ -52,12 +53,6 @@ class RankAxis:
     def default_size(self) -> int:
         """The length that the axis has in default values."""
         return self.default if self.width is None else self.width
-
-
-def rank_axis_of(point_form: Form, *, is_a: bool) -> int:
-    """Which axis of A, or of B, the ranks are on."""
-    on_first = (point_form is Form.CONV) == is_a
-    return 0 if on_first else 1
 
 
 def expansion_name(alpha: str, axis: int) -> str:
@@ -169,7 +164,7 @@ def _open_branch(graph: OpenGraph, branch: Branch, axis: RankAxis, scale: _AxisS
     graph.producers[reader].input[place] = s
     for weight, is_a in ((branch.a_weight, True), (branch.b_weight, False)):
         shape = list(weight.shape)
-        shape[rank_axis_of(point.linear.form, is_a=is_a)] = axis.default_size
+        shape[rank_axis(point, is_a=is_a)] = axis.default_size
         graph.reshape(TensorRecord(weight.name, tuple(shape), weight.dtype))
     for tensor in (branch.a, branch.m):
         value = graph.values.get(tensor)

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from lora_quant.errors import NOWHERE, GraphError, Where
-from lora_quant.graph.attach.constants import type_name
-from lora_quant.graph.index import GraphIndex, build_index
+from lora_quant.graph.files.element_types import ELEMENTS, type_name
+from lora_quant.graph.files.graph_index import GraphIndex, build_index
 from lora_quant.graph.quantized.qdq_operators import (
-    ELEMENTS,
     MICROSOFT,
     fill_tensor,
     import_microsoft,
@@ -104,21 +103,6 @@ def pack_values(values: NDArray[Any], layout: NBitsLayout) -> NBitsValues:
         scales[better] = scale[better]
         codes[better] = (steps[better] + 8).astype(np.uint8)
     return NBitsValues(_packed(codes), scales)
-
-
-def pack_codes(codes: NDArray[Any], layout: NBitsLayout) -> NDArray[np.uint8]:
-    """Codes 0 to 15 of W `[k, n]` as bytes; what pads the last block is zero."""
-    n, blocks, half = layout.packed_shape
-    wide = np.full((blocks * half * 2, n), 8, np.uint8)
-    wide[: layout.k] = codes
-    return _packed(wide.T.reshape(n, blocks, half * 2))
-
-
-def unpack_codes(packed: NDArray[np.uint8], layout: NBitsLayout) -> NDArray[np.uint8]:
-    """The codes 0 to 15 `[k, n]` that were packed."""
-    n, blocks, half = layout.packed_shape
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, blocks * half * 2)
-    return np.ascontiguousarray(codes.T[: layout.k])
 
 
 def _packed(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:

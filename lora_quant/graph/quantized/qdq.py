@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from lora_quant.errors import NOWHERE, GraphError, Where
-from lora_quant.graph.attach.constants import type_name
+from lora_quant.graph.files.element_types import ELEMENTS, FLOAT_TYPES, type_name
+from lora_quant.graph.files.graph_index import GraphIndex, build_index
 from lora_quant.graph.files.model_file import default_opset
+from lora_quant.graph.files.node_places import place_nodes
 from lora_quant.graph.files.walk import iter_graphs
-from lora_quant.graph.index import GraphIndex, build_index
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.quantized.qdq_operators import (
-    ELEMENTS,
     MICROSOFT,
     Sizes,
     domain_for,
@@ -50,7 +50,6 @@ from lora_quant.graph.quantized.qdq_records import (
 )
 from lora_quant.graph.quantized.zero_codes import zero_codes
 
-_FLOATS = {ELEMENTS[name]: name for name in ("float32", "float16", "bfloat16")}
 _QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -171,21 +170,9 @@ class _Insertion:
         graph.input.extend(self._new_inputs)
         graph.initializer.extend(self._constants)
         graph.value_info.extend(self._values)
-        self._place_nodes()
+        place_nodes(graph, self._front, self._behind)
         if self._microsoft:
             import_microsoft(self._proto)
-
-    def _place_nodes(self) -> None:
-        # Added at the end and sorted into place: protobuf would copy the others to make room.
-        nodes = self._proto.graph.node
-        places = [float(position) for position in range(len(nodes))]
-        nodes.extend(self._front)
-        places += [-1.0] * len(self._front)
-        for position, added in self._behind.items():
-            nodes.extend(added)
-            places += [position + 0.5] * len(added)
-        keys = iter(places)
-        nodes.sort(key=lambda _node: next(keys))
 
     def _redirect(self) -> None:
         for graph in iter_graphs(self._proto.graph):
@@ -282,7 +269,7 @@ class _Insertion:
         return name
 
     def _float_type(self, name: str, element: int) -> str:
-        found = _FLOATS.get(element)
+        found = FLOAT_TYPES.get(element)
         if found is None:
             raise self._refuse(
                 name,

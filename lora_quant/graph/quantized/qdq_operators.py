@@ -17,22 +17,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from lora_quant.errors import GraphError, Where
+from lora_quant.graph.files.element_types import ELEMENTS
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.quantized.qdq_records import ExternalCodes
 from lora_quant.graph.records import TensorRecord
 
 MICROSOFT = "com.microsoft"
-ELEMENTS: dict[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int8": TensorProto.INT8,
-    "uint8": TensorProto.UINT8,
-    "int16": TensorProto.INT16,
-    "uint16": TensorProto.UINT16,
-    "int32": TensorProto.INT32,
-}
-
 Sizes = Sequence[int | str]
 
 _PER_TENSOR_OPSET, _PER_AXIS_OPSET, _EVERYTHING_OPSET = 10, 13, 21

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from lora_quant.errors import GraphError, Where
-from lora_quant.graph.attach.bias import bias_inputs
+from lora_quant.graph.attach.bias import bias_inputs, bias_problem
 from lora_quant.graph.attach.constants import FloatConstant, NoConstant, constant_behind
 from lora_quant.graph.attach.packed_linear import packed_weight
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.files.stored_values import DTYPES, stored_values
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.element_types import DTYPES
+from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.records import AttachPoint, Form, LinearNode, ModulePart, Storage
 from lora_quant.graph.values.dequantized import Dequantizer
 from lora_quant.graph.values.packed_values import packed_rows
@@ -125,18 +126,12 @@ class GraphWeights:
 
     def _bias(self, tensor: str, linear: LinearNode, part: ModulePart) -> NDArray[np.float64]:
         bias, where = self._constant(tensor, "its bias", part)
-        size = math.prod(bias.shape)
-        # Gemm broadcasts C to [rows, out]: a column would be one value per row.
-        is_column = linear.op == "Gemm" and size > 1 and bias.shape[-1] != size
-        if size not in (1, linear.out_features) or is_column:
-            raise GraphError(
-                f"the bias has shape {list(bias.shape)}, expected one value for each of the "
-                f"{linear.out_features} output features",
-                where=where,
-                hint="export the graph with a bias of one axis",
-            )
+        problem = bias_problem(bias, linear)
+        if problem is not None:
+            hint = "export the graph with a bias of one axis"
+            raise GraphError(problem, where=where, hint=hint)
         with stored_values(self._model, bias.stored, where) as read:
-            values = read(0, size)
+            values = read(0, math.prod(bias.shape))
         dequantize = self._dequantizer(bias, where)
         if dequantize is not None:
             ranges = [slice(0, count) for count in bias.stored.dims]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lora_quant.errors import GraphError, Where
+from lora_quant.graph.attach.dequantization import Dequantization
+from lora_quant.graph.files.element_types import DTYPES, type_name
 from lora_quant.graph.files.model_file import ModelFile
-from lora_quant.graph.files.onnx_values import type_name
-from lora_quant.graph.files.stored_values import DTYPES, stored_values
-from lora_quant.graph.values.dequantization import Dequantization
+from lora_quant.graph.files.stored_values import stored_values
 
 Array = NDArray[Any]
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from lora_quant.errors import AttachPointError, Where, did_you_mean
 from lora_quant.graph.attach.name_table import same_module
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.files.onnx_values import FLOAT_TYPES, type_name
+from lora_quant.graph.attach.parameter_table import FoundTensor, parse_parameter
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.element_types import FLOAT_TYPES, type_name
 from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.records import ReplacedParameter, TensorRecord
-from lora_quant.graph.values.parameter_table import FoundTensor, parse_parameter
 
 
 def find_parameter(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lora_quant.errors import Where
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.records import LinearNode, ReplacedParameter, TensorRecord
 

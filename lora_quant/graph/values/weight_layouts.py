@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.branching.updatable_weights import Role, updatable_weights
 from lora_quant.graph.records import BranchedGraph, Form, Storage
 

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 from lora_quant.graph.attach.catalog import LinearCatalog, build_catalog
-from lora_quant.graph.branching.weights import ZeroWeights
+from lora_quant.graph.attach.parameter_table import ParameterTable
+from lora_quant.graph.files.graph_index import GraphIndex, build_index
 from lora_quant.graph.files.model_file import ModelFile, load_model
-from lora_quant.graph.index import GraphIndex, build_index
-from lora_quant.graph.values.parameter_table import ParameterTable
+from lora_quant.graph.files.zero_weights import ZeroWeights
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,16 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 from onnx import GraphProto, TensorProto
 
+from lora_quant.graph.files.element_types import DTYPE_OF, ELEMENTS
 from lora_quant.graph.records import TensorRecord
-
-# Element type, width in bytes, and 1.0 in little endian, as ONNX stores raw data.
-_ELEMENT = {
-    "float32": (TensorProto.FLOAT, 4, b"\x00\x00\x80\x3f"),
-    "float16": (TensorProto.FLOAT16, 2, b"\x00\x3c"),
-    "bfloat16": (TensorProto.BFLOAT16, 2, b"\x80\x3f"),
-}
 
 
 class ZeroWeights:
@@ -34,9 +29,8 @@ class ZeroWeights:
 
     def tensor(self, record: TensorRecord) -> TensorProto:
         """An all-zero initializer of the record's name, shape and dtype."""
-        element, width, _ = _ELEMENT[record.dtype]
-        size = math.prod(record.shape) * width
-        tensor = TensorProto(name=record.name, data_type=element, dims=record.shape)
+        size = math.prod(record.shape) * DTYPE_OF[record.dtype].itemsize
+        tensor = _empty(record)
         if not self.external:
             tensor.raw_data = bytes(size)
         else:
@@ -63,7 +57,10 @@ class ZeroWeights:
 
 def one_weights(record: TensorRecord) -> TensorProto:
     """An initializer of ones of the record's name, shape and dtype."""
-    element, _, one = _ELEMENT[record.dtype]
-    tensor = TensorProto(name=record.name, data_type=element, dims=record.shape)
-    tensor.raw_data = one * math.prod(record.shape)
+    tensor = _empty(record)
+    tensor.raw_data = np.ones(record.shape, DTYPE_OF[record.dtype]).tobytes()
     return tensor
+
+
+def _empty(record: TensorRecord) -> TensorProto:
+    return TensorProto(name=record.name, data_type=ELEMENTS[record.dtype], dims=record.shape)

@@ -20,7 +20,7 @@ from lora_quant.graph.attach.constants import LAYOUT_OPERATORS, FloatConstant, c
 from lora_quant.graph.attach.fused import fused_module
 from lora_quant.graph.attach.module_names import folded_from, own_paths
 from lora_quant.graph.attach.name_table import NameTable, same_module
-from lora_quant.graph.index import GraphIndex
+from lora_quant.graph.files.graph_index import GraphIndex
 
 # What exporters and quantizers append; `weight_g` or `bias_k` are parameters of other names.
 _ADDED = re.compile(r"_(?:fp16|fp32|bf16|transposed|quantized|Q\d+)$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto, ValueInfoProto
 
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import TensorRecord
 
 

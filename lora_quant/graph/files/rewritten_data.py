@@ -17,8 +17,8 @@ from typing import BinaryIO, Protocol
 from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import InputMissingError, PackError, Where
+from lora_quant.graph.files.element_types import DTYPES
 from lora_quant.graph.files.external_data import DataFile
-from lora_quant.graph.files.stored_values import DTYPES
 from lora_quant.graph.files.walk import iter_tensors
 
 _PIECE = 2 << 20

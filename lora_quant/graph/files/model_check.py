@@ -1,16 +1,15 @@
-"""Writing a branched graph: its bytes, and the shared block of zeros that it may read."""
+"""A graph file held against onnx.checker, with what the checker does not know set aside."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from lora_quant.errors import NOWHERE, GraphError, PackError, Where
-from lora_quant.graph.base import BaseGraph
 from lora_quant.graph.files.model_file import ModelFile, default_opset, load_model, serialize
 from lora_quant.graph.files.walk import iter_graphs, iter_tensors
 
@@ -18,16 +17,6 @@ from lora_quant.graph.files.walk import iter_graphs, iter_tensors
 _RUNTIME_BEFORE = {"LayerNormalization": 17, "SimplifiedLayerNormalization": math.inf}
 # A domain that no schema is registered for.
 _FOREIGN = "onnxruntime.default"
-
-
-def graph_bytes(base: BaseGraph, lora_weights: Iterable[str], zeros_location: str) -> bytes:
-    """The bytes of the edited graph; zero weights that are external read `zeros_location`.
-
-    `lora_weights` names all updatable weights. Those that are the base's own keep their values and
-    their place. Raises GraphError above protobuf's limit of 2 GiB.
-    """
-    base.zeros.place(base.model.proto.graph, lora_weights, zeros_location)
-    return serialize(base.model.proto, Where(file=base.path))
 
 
 def check_model_file(path: Path, waiting: Mapping[str, str] | None = None) -> ModelFile:

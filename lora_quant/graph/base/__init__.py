@@ -1,0 +1,1 @@
+"""The base graph: opened once, and what is read off it."""
