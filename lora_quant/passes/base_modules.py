@@ -16,7 +16,7 @@ from lora_quant.adapters.base_modules import BaseModules, BaseSizes, Tile
 from lora_quant.errors import AttachPointError, UnsupportedAdapterError, Where, did_you_mean
 from lora_quant.graph.attach.name_table import NameTable
 from lora_quant.graph.attach.resolver import ModuleSizes, Resolution
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.values.base_weights import GraphWeights
 from lora_quant.passes.compilation import Compilation
 

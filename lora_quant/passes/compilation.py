@@ -12,7 +12,7 @@ from lora_quant.config.options import BuildOptions
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.findings import Finding
 from lora_quant.graph.attach.resolver import Resolution
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.prompt_inputs import PromptInputs
 from lora_quant.passes.replacements import Replacement

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lora_quant.adapters.files.finite import all_finite
 from lora_quant.adapters.lowered import FloatArray, Lowered
 from lora_quant.errors import AdapterError, Where
+from lora_quant.graph.branching.points import rank_axis
 from lora_quant.graph.records import Branch, Form, TensorRecord
 from lora_quant.passes.slots import Slot
 
@@ -104,8 +105,7 @@ def _b_values(one: PlacedModule, gemm_gain: float) -> FloatArray:
 
 
 def _ranks_per_part(branch: Branch) -> int:
-    axis = 0 if branch.attach.linear.form is Form.CONV else 1
-    return branch.a_weight.shape[axis] // len(branch.attach.parts)
+    return branch.a_weight.shape[rank_axis(branch.attach, is_a=True)] // len(branch.attach.parts)
 
 
 def _cast(

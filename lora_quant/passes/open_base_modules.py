@@ -12,7 +12,7 @@ from lora_quant.adapters.files.model_files import is_model_checkpoint, open_mode
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import ConfigError, InputMissingError, UnsupportedAdapterError, Where
 from lora_quant.graph.attach.resolver import Resolver
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.base_modules import ModuleWeights
 from lora_quant.passes.module_requests import module_request
 

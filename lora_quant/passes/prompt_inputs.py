@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.description import PromptShape
 from lora_quant.errors import GraphError, Where, did_you_mean, some
-from lora_quant.graph.base import BaseGraph
-from lora_quant.graph.inputs import graph_inputs
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.base.inputs import graph_inputs
 from lora_quant.graph.records import TensorRecord
 
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})

@@ -21,7 +21,8 @@ from lora_quant.adapters.lowered import Need
 from lora_quant.errors import AttachPointError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.attach.name_table import NameTable
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.element_types import DTYPE_OF
 from lora_quant.graph.records import ReplacedParameter
 from lora_quant.graph.values.parameters import find_parameter, parameter_values
 from lora_quant.graph.values.ties import tied_output
@@ -80,17 +81,18 @@ def replaced_values(
 
     Raises AdapterError for values that the initializer's dtype cannot hold.
     """
-    own = parameter_values(base, one)
     if adapter is None or shape is None:
-        return own
+        return parameter_values(base, one)
     values = adapter.parameter(shape.parameter)
+    dtype = DTYPE_OF[one.weight.dtype]
     where = Where(file=adapter.checkpoint.tensors.path, adapter=adapter.name, tensor=shape.tensor)
     if shape.rows is not None:
+        own = parameter_values(base, one)
         record = replace(one.weight, shape=values.shape)
         rows = own.T if one.transposed else own
-        rows[list(shape.rows)] = cast_to(values, record, own.dtype, where)
+        rows[list(shape.rows)] = cast_to(values, record, dtype, where)
         return own
-    return cast_to(values.T if one.transposed else values, one.weight, own.dtype, where)
+    return cast_to(values.T if one.transposed else values, one.weight, dtype, where)
 
 
 def distinct_targets(replacements: Iterable[Replacement]) -> tuple[ReplacedParameter, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lora_quant.graph.activations import float_activations
+from lora_quant.graph.base.activations import float_activations
 from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation

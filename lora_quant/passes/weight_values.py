@@ -13,13 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.lowered import Dense
 from lora_quant.graph.branching.router import expert_columns
 from lora_quant.graph.branching.updatable_weights import Role, UpdatableWeight, updatable_weights
+from lora_quant.graph.files.element_types import DTYPE_OF
 from lora_quant.graph.records import AttachPoint, Branch, BranchedGraph, TensorRecord
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import PlacedModule, cast_to, expansion_matrix, place
@@ -27,12 +27,6 @@ from lora_quant.passes.modules_by_point import ModulesByPoint, UseCaseModule
 from lora_quant.passes.replacements import replaced_values
 
 Values = NDArray[np.generic]
-
-_DTYPES: Mapping[str, np.dtype[np.generic]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +99,7 @@ def _point_values(
     for weight in weights:
         is_one = weight.role in (Role.G, Role.H, Role.ROUTER_REST)
         make = np.ones if is_one else np.zeros
-        found[weight.role] = make(weight.record.shape, _DTYPES[weight.record.dtype])
+        found[weight.role] = make(weight.record.shape, DTYPE_OF[weight.record.dtype])
     if branch is not None:
         for one in modules:
             if one.lowered.rank:

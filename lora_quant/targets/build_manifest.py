@@ -13,11 +13,9 @@ from lora_quant.config.finding_records import FindingRecord, portable_relative
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import (
     AdapterRecord,
-    AlphaRecord,
     AttachPointRecord,
     BaseRecord,
     BranchTensors,
-    GateRecord,
     InputRecord,
     ModuleRecord,
     PackFile,
@@ -34,10 +32,11 @@ from lora_quant.config.manifest_records import (
 from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
-from lora_quant.graph.records import Branch, BranchedGraph, ScaleRecord
+from lora_quant.graph.records import Branch, BranchedGraph
 from lora_quant.passes.beyond_alpha import beyond_alpha
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.slots import Slot, SlotTable
+from lora_quant.targets.files.alpha_record import alpha_record
 from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 
 
@@ -55,7 +54,7 @@ def build_manifest(
         tool=ToolRecord(name="lora-quant", version=__version__),
         mode=compilation.options.mode,
         max_rank=branched.max_rank,
-        alpha=_alpha(compilation, branched),
+        alpha=alpha_record(branched, compilation.options.alpha_layout),
         merged=compilation.options.merge,
         merged_modules=None if compilation.options.merge is None else _merged_modules(compilation),
         base=_base(compilation, folder),
@@ -152,25 +151,6 @@ def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
         ),
         beside_base=compilation.options.beside_base,
     )
-
-
-def _alpha(compilation: Compilation, branched: BranchedGraph) -> AlphaRecord | None:
-    scale = branched.scale
-    if scale is None:
-        return None
-    return AlphaRecord(
-        tensor=scale.alpha.name,
-        layout=compilation.options.alpha_layout,
-        dtype=scale.alpha.dtype,
-        shape=scale.alpha.shape,
-        gate=_gate(scale),
-    )
-
-
-def _gate(scale: ScaleRecord) -> GateRecord | None:
-    if scale.gate is None:
-        return None
-    return GateRecord(tensor=scale.gate.name, dtype=scale.gate.dtype, shape=scale.alpha.shape)
 
 
 def _invocation_tokens(adapter: Adapter) -> tuple[int, ...]:
@@ -275,6 +255,7 @@ def _target(folder: PackFolder, name: str) -> TargetRecord:
         alpha=details.alpha,
         inputs=details.inputs,
         fingerprint=details.fingerprint,
+        htp_arch=details.htp_arch,
     )
 
 

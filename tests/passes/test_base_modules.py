@@ -12,7 +12,7 @@ import pytest
 from lora_quant.adapters.base_modules import BaseModules, BaseSizes, whole_weight
 from lora_quant.errors import AttachPointError, UnsupportedAdapterError
 from lora_quant.graph.attach.resolver import ModuleRequest, Resolver
-from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.passes.base_modules import ModuleWeights
 from tests.builders import GraphBuilder
 

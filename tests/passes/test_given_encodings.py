@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_quant.api import build
 from lora_quant.config.lora_config import LoraConfig
-from lora_quant.config.options import BuildOptions, Mode
+from lora_quant.config.options import BuildOptions, EncodingsVersion, Mode
 from lora_quant.errors import EncodingsError
 from lora_quant.findings import Finding
 from tests.passes.test_expected_encodings import (
@@ -433,3 +433,27 @@ def test_blocks_that_do_not_fit_the_inputs_are_refused(config: Path) -> None:
     ) as e:
         build_tone(config)
     assert e.value.where.tensor == NAMES["A"][1]
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
+def test_a_pack_can_be_built_from_its_own_encodings_where_a_module_has_one_rank(
+    version: EncodingsVersion, config: Path
+) -> None:
+    """They have a scale for every padded rank; those of the adapter's own graph would have one."""
+    adapter = config.parent / "adapters" / "tone"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in tensors if f"{MODULE}.lora_" in name]:
+        one = tensors[name][:1] if ".lora_A." in name else tensors[name][:, :1]
+        tensors[name] = np.ascontiguousarray(one)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    edit_json(adapter / "adapter_config.json", lambda d: d.update(rank_pattern={MODULE: 1}))
+    own = {name for role in NAMES.values() for name in role}
+    keep(tone_file(config), lambda entry: entry["name"] not in own)
+    options = BuildOptions(encodings_version=version, force=True)
+    written = config.parent / "out" / "qairt" / "tone" / "quant_overrides.json"
+    build(config, config.parent / "out", options)
+    made = written.read_bytes()
+    tone_file(config).write_bytes(made)
+    findings = build(config, config.parent / "out", options).findings
+    assert written.read_bytes() == made
+    assert "encodings/unknown-tensor" not in rules(list(findings))

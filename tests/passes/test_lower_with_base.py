@@ -27,7 +27,7 @@ from lora_quant.config.options import BuildOptions
 from lora_quant.errors import AdapterError, ConfigError, PackError, UnsupportedAdapterError
 from lora_quant.findings import Severity
 from lora_quant.graph.attach.resolver import ModuleSizes
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.grouped import is_per_group, spread, spread_shape
 from lora_quant.passes.lower_with_base import LowerWithBase

@@ -11,7 +11,7 @@ import pytest
 from lora_quant.adapters.adapter import Adapter, load_adapter
 from lora_quant.adapters.contract import LoweringRule
 from lora_quant.errors import GraphError
-from lora_quant.graph.base import BaseGraph, open_base
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.passes.prompt_inputs import find_prompt_inputs
 from tests.adapters.all_rules import all_rules
 from tests.adapters.fixture_base import KINDS

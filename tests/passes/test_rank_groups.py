@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lora_quant.api import build
 from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.contributions import contributions
 from lora_quant.passes.rank_groups import RankBlock, RankGroup, rank_groups

@@ -13,7 +13,7 @@ from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import PluginError
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, Pass, PassResult
 from lora_quant.passes.runner import PIPELINE, default_passes, run_passes

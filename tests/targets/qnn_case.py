@@ -25,7 +25,7 @@ from lora_quant.config.options import BuildOptions
 
 Array = NDArray[Any]
 SAMPLES = 8
-MOST = 100.0
+LOWEST = -100.0
 TOKENS = 64
 """The vocabulary of models that read tokens."""
 
@@ -212,8 +212,8 @@ class Case:
                 if value.dtype == np.float32:
                     low, high = ranges.setdefault(name, [0.0, 0.0])
                     # What masks reach would leave nothing for the other values of their grid.
-                    ends = np.clip([value.min(), value.max()], -MOST, MOST)
-                    ranges[name] = [min(low, float(ends[0])), max(high, float(ends[1]))]
+                    least = max(float(value.min()), LOWEST)
+                    ranges[name] = [min(low, least), max(high, float(value.max()))]
         return {n: r for n, r in ranges.items() if n not in self._inside_groups(model)}
 
     def _write_encodings(self, use_case: str, ranges: Mapping[str, Sequence[float]]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.graph.quantized.grid import Grid
-from lora_quant.targets.grids import activation_grid, onnx_grid
+from lora_quant.targets.quantized.grids import activation_grid, onnx_grid
 
 HERE = Where(tensor="w", use_case="tone")
 

@@ -14,7 +14,7 @@ from lora_quant.api import build
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import LoraQuantError, PackError
 from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
-from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.pack.check import check_pack
 from tests.sample import copy_sample, keep_use_cases, tree
 
 ALL = ("onnxruntime", "qairt", "qnn")

@@ -16,7 +16,7 @@ from lora_quant.errors import AdapterError, InputMissingError, LoraQuantError, P
 from lora_quant.passes.compilation import Compilation
 from lora_quant.targets.files.output_transaction import OutputTransaction
 from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
-from lora_quant.targets.qairt import QairtTarget
+from lora_quant.targets.qairt.target import QairtTarget
 from tests.sample import copy_sample, keep_use_cases, make_float, tree
 
 FORCE = BuildOptions(force=True)

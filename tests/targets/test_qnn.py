@@ -284,6 +284,7 @@ def test_the_manifest_tells_every_input(plain: Case) -> None:
     assert roles["lora_alpha.expansion_quantized"] == "expansion"
     assert roles["up.lora_A.weight_quantized"] == "a_weight"
     assert roles["up.lora_ratio_quantized"] == "ratio"
+    assert (target.alpha, result.manifest.alpha is None) == (None, False)  # it is the pack's
     path = str(plain.folder / "again" / "qnn" / "both.onnx_adapter")
     file = onnxruntime.AdapterFormat.read_adapter(path)
     assert file.get_model_version() == target.fingerprint
@@ -399,6 +400,60 @@ def test_a_use_case_with_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
     error = refused(edit_yaml(copy_sample(tmp_path), rename), tmp_path)
     assert isinstance(error, ConfigError)
     assert "'Model.onnx'" in error.message
+
+
+def test_no_strength_is_the_middle_code_of_m(plain: Case, tmp_path: Path) -> None:
+    """The HTP multiplies around it: then a product of zeros is zero there as well."""
+    pack = build(plain.config, tmp_path / "pack", QNN).output
+    model = onnx.load(str(pack / "qnn" / "model.onnx"), load_external_data=False)
+    zeros = [
+        numpy_helper.to_array(tensor).item()
+        for tensor in model.graph.initializer
+        if "lora_scale" in tensor.name and tensor.name.endswith("_zero_point")
+    ]
+    assert zeros == [2**15] * len(MLP)
+
+
+def test_codes_of_16_bits_end_where_the_device_multiplies_them(plain: Case, tmp_path: Path) -> None:
+    """It takes codes above 0x7f7f for 0x7f7f."""
+    options = BuildOptions(targets=("qnn",), weight_bits=16)
+    pack = build(plain.config, tmp_path / "pack", options).output
+    file = onnxruntime.AdapterFormat.read_adapter(str(pack / "qnn" / "p.onnx_adapter"))
+    codes = [v.numpy() for v in file.get_parameters().values() if v.numpy().dtype == np.int16]
+    assert len(codes) == 2 * len(MLP)
+    assert all(np.abs(one.astype(int)).max() == 0x7F7F for one in codes)
+
+
+@pytest.mark.parametrize(("arch", "is_signed"), [("73", True), ("79", True), ("69", False)])
+def test_products_of_activations_fit_the_architecture(
+    arch: str, is_signed: bool, tmp_path: Path
+) -> None:
+    options = BuildOptions(targets=("qnn",), htp_arch=arch)
+    pack = build(copy_sample(tmp_path), tmp_path / "pack", options).output
+    model = onnx.load(str(pack / "qnn" / "model.onnx"), load_external_data=False)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    found = {
+        kinds[makers[node.input[1]].input[2]]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and "self_attn/MatMul" in node.name
+    }
+    assert found == {onnx.TensorProto.INT16 if is_signed else onnx.TensorProto.UINT16}
+
+
+def test_beside_the_base_is_refused_where_nothing_would_share_its_data() -> None:
+    with pytest.raises(ConfigError, match="qnn quantizes all of it") as caught:
+        BuildOptions(targets=("qnn",), beside_base=True)
+    assert caught.value.where.field == "beside_base"
+
+
+def test_beside_the_base_other_targets_share_it_and_a_note_tells_which_does_not(
+    plain: Case, tmp_path: Path
+) -> None:
+    options = BuildOptions(targets=("qairt", "qnn"), beside_base=True)
+    result = build(plain.config, tmp_path / "pack", options)
+    assert [f.rule for f in result.findings if f.rule.startswith("qnn/")] == ["qnn/beside-base"]
+    assert (tmp_path / "pack" / "qnn" / "model.data").is_file()
 
 
 def test_a_merged_graph_is_refused(tmp_path: Path) -> None:

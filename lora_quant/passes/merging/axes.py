@@ -12,7 +12,7 @@ from lora_quant.encodings.convert import TensorFacts, resolve
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import BLOCKWISE, Granularity
 from lora_quant.errors import EncodingsError, Where
-from lora_quant.graph.base import BaseGraph
+from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import TensorRecord
 from lora_quant.graph.values.weight_layouts import weight_layouts
 

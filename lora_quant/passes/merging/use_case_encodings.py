@@ -145,7 +145,10 @@ def _one_rank_weights(
     facts = {}
     for branch in branched.branches:
         record, items = branch.a_weight, active.get(branch.attach.name, ())
-        if sum(item.rank for item in items) == 1 and record.name in encodings:
+        given = encodings.get(record.name)
+        # With more entries it tells the padded weight's channels, and cannot be taken for another.
+        has_one = given is not None and given.step_scale.size == 1
+        if has_one and sum(item.rank for item in items) == 1:
             axis = channel_axes(branch)[0]
             shape = tuple(1 if i == axis else size for i, size in enumerate(record.shape))
             facts[record.name] = TensorFacts(shape, axis, 1 - axis)

@@ -62,6 +62,7 @@ class TargetDetails:
     alpha: AlphaRecord | None = None
     inputs: tuple[OverridableRecord, ...] = ()
     fingerprint: int | None = None
+    htp_arch: str | None = None
 
 
 class HashingWriter:

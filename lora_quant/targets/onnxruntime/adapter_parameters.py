@@ -28,10 +28,16 @@ from lora_quant.passes.merging.contributions import active_vectors
 from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.replacements import Replacement, replaced_values
 from lora_quant.passes.slots import SlotTable
-from lora_quant.passes.weight_values import shared_weights, use_case_weights
-from lora_quant.targets.grids import activation_grid
+from lora_quant.passes.weight_values import PointValues, shared_weights, use_case_weights
+from lora_quant.targets.onnxruntime.balanced_ranks import balance_ranks
 from lora_quant.targets.onnxruntime.open_layout import OpenLayout
-from lora_quant.targets.onnxruntime.weight_forms import EncodedForm, UseCaseWeight
+from lora_quant.targets.onnxruntime.weight_forms import (
+    ComputedForm,
+    EncodedForm,
+    FourBitForm,
+    UseCaseWeight,
+)
+from lora_quant.targets.quantized.grids import activation_grid
 
 Values = NDArray[Any]
 Named = tuple[str, Values]
@@ -86,8 +92,10 @@ class AdapterParameters:
             yield from part.values({})
         if self._points:
             for point in use_case_weights(self._compilation, self._use_case):
-                for part in self._points.get(point.point.name, ()):
-                    yield from part.values(point.values)
+                parts = self._points.get(point.point.name, ())
+                values = self._balanced(point) if parts else {}
+                for part in parts:
+                    yield from part.values(values)
         for part in self._last:
             yield from part.values({})
 
@@ -130,6 +138,18 @@ class AdapterParameters:
             form = replace(form, encoding=ranked.with_axes(self._encodings[name]), where=where)
         stored, own = form, UseCaseWeight(ranked, self._use_case)
         return _Part(stored.records(own), lambda padded: stored.values(own, padded[name]))
+
+    def _balanced(self, point: PointValues) -> Mapping[str, Values]:
+        """Values of a point, balanced where grids follow from them; a router reads a as it is."""
+        branch = point.branch
+        if branch is None or branch.router is not None:
+            return point.values
+        a, b = branch.a_weight.name, branch.b_weight.name
+        if not isinstance(self._layout.forms[a], ComputedForm | FourBitForm):
+            return point.values
+        axes = (self._layout.weights[a].axis, self._layout.weights[b].axis)
+        balanced = balance_ranks(point.values[a], point.values[b], *axes)
+        return {**point.values, a: balanced[0], b: balanced[1]}
 
     def _activations(self, branch: Branch) -> Iterator[_Part]:
         for tensor in (branch.a, branch.m, branch.l):

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from lora_quant.config.options import LoraWeights
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import ConfigError, Where
-from lora_quant.graph.opened.open_ranks import RankAxis, rank_axis_of
+from lora_quant.graph.branching.points import rank_axis
+from lora_quant.graph.opened.open_ranks import RankAxis
 from lora_quant.graph.quantized.nbits import NBitsLayout
 from lora_quant.graph.quantized.qdq_records import ActivationQdq
 from lora_quant.graph.records import Branch, BranchedGraph, Form
@@ -27,7 +28,6 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.weight_ranges import channel_axes
 from lora_quant.passes.rank_groups import RankGroup, rank_groups
 from lora_quant.passes.updatable import UpdatableTensors
-from lora_quant.targets.grids import activation_grid, onnx_grid
 from lora_quant.targets.onnxruntime.weight_forms import (
     ComputedForm,
     EncodedForm,
@@ -36,6 +36,7 @@ from lora_quant.targets.onnxruntime.weight_forms import (
     RankedWeight,
     WeightForm,
 )
+from lora_quant.targets.quantized.grids import activation_grid, onnx_grid
 
 _BLOCKS = (16, 32)
 """Values that share a scale in 4 bits: the fewer where there are no more."""
@@ -106,10 +107,9 @@ def plan_layout(compilation: Compilation) -> OpenLayout:
 
 
 def _ranked(branch: Branch, group: RankGroup) -> Iterator[RankedWeight]:
-    form = branch.attach.linear.form
     channels_of_a, channels_of_b = channel_axes(branch)
-    yield RankedWeight(branch.a_weight, rank_axis_of(form, is_a=True), channels_of_a, group)
-    yield RankedWeight(branch.b_weight, rank_axis_of(form, is_a=False), channels_of_b, group)
+    yield RankedWeight(branch.a_weight, rank_axis(branch.attach, is_a=True), channels_of_a, group)
+    yield RankedWeight(branch.b_weight, rank_axis(branch.attach, is_a=False), channels_of_b, group)
 
 
 def _activations(

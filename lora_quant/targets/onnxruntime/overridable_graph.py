@@ -21,7 +21,6 @@ from lora_quant.graph.quantized.qdq import insert_qdq
 from lora_quant.graph.quantized.qdq_records import OverridableInput, WeightQdq
 from lora_quant.graph.records import BranchedGraph, TensorRecord
 from lora_quant.passes.compilation import Compilation
-from lora_quant.targets.grids import located
 from lora_quant.targets.onnxruntime.open_layout import OpenLayout
 from lora_quant.targets.onnxruntime.weight_forms import (
     ComputedForm,
@@ -29,7 +28,8 @@ from lora_quant.targets.onnxruntime.weight_forms import (
     FloatForm,
     FourBitForm,
 )
-from lora_quant.targets.quantized_values import take_grid_ranks
+from lora_quant.targets.quantized.grids import located
+from lora_quant.targets.quantized.quantized_values import take_grid_ranks
 
 ALPHA = "alpha"
 ACTIVATION = "activation"

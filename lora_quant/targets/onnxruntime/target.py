@@ -16,28 +16,27 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar
 
-from lora_quant.config.manifest_records import AlphaRecord, GateRecord
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph, TensorRecord
 from lora_quant.passes.compilation import Compilation
+from lora_quant.targets.files.alpha_record import alpha_record
+from lora_quant.targets.files.file_names import check_file_names
 from lora_quant.targets.files.fingerprint import fingerprint
 from lora_quant.targets.files.graph_files import (
     MODEL,
     ZEROS,
-    check_file_names,
     write_graph,
     zeros_location,
 )
 from lora_quant.targets.files.merged_graph import write_merged_graph
-from lora_quant.targets.files.onnx_adapter_writer import ADAPTER_SUFFIX, write_adapter
+from lora_quant.targets.files.onnx_adapter_writer import ADAPTER_SUFFIX
 from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 from lora_quant.targets.files.prompt_file import write_prompt
+from lora_quant.targets.files.use_case_adapter import write_use_case
 from lora_quant.targets.onnxruntime.adapter_parameters import AdapterParameters
 from lora_quant.targets.onnxruntime.companions import COMPANIONS, GENAI_CONFIG, write_companions
 from lora_quant.targets.onnxruntime.open_layout import OpenLayout, plan_layout
 from lora_quant.targets.onnxruntime.overridable_graph import overridable_graph
-
-ADAPTER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,8 @@ class OnnxruntimeTarget:
             found = AdapterParameters(compilation, layout, expansions, name)
             # Other targets read the same encodings, and may have found the same.
             findings += [f for f in found.findings if f not in compilation.findings]
-            with folder.create(f"{self.name}/{name}{ADAPTER_SUFFIX}", "adapter", name) as sink:
-                write_adapter(
-                    sink,
-                    found.records,
-                    found.values(),
-                    adapter_version=ADAPTER_VERSION,
-                    model_version=version,
-                )
+            values = found.values()
+            write_use_case(folder, self.name, name, found.records, values, fingerprint=version)
             write_prompt(compilation, folder, self.name, name)
         return tuple(findings)
 
@@ -90,29 +83,17 @@ class OnnxruntimeTarget:
         model = write_graph(compilation, folder, self.name, made.graph.zeros, data)
         findings += write_companions(compilation, folder, self.name, PurePosixPath(model).name)
         version = fingerprint(data, compilation.base.model.data_files)
+        branched: BranchedGraph = compilation.having("branched")
         folder.details[self.name] = TargetDetails(
-            alpha=_alpha(compilation), inputs=made.inputs, fingerprint=version
+            alpha=alpha_record(branched, "slot") if _has_own_alpha(compilation) else None,
+            inputs=made.inputs,
+            fingerprint=version,
         )
         return made.expansions, version
 
 
-def _alpha(compilation: Compilation) -> AlphaRecord | None:
-    """The input for strengths, where it is another one than the pack's."""
-    branched: BranchedGraph = compilation.having("branched")
-    scale = branched.scale
-    if scale is None or compilation.options.alpha_layout == "slot":
-        return None
-    shape = (branched.slot_count,)
-    gate = None
-    if scale.gate is not None:
-        gate = GateRecord(tensor=scale.gate.name, dtype=scale.gate.dtype, shape=shape)
-    return AlphaRecord(
-        tensor=scale.alpha.name, layout="slot", dtype=scale.alpha.dtype, shape=shape, gate=gate
-    )
-
-
 def _notes(compilation: Compilation) -> tuple[Finding, ...]:
-    if compilation.options.alpha_layout == "slot" or _alpha(compilation) is None:
+    if not _has_own_alpha(compilation):
         return ()
     return (
         Finding(
@@ -122,3 +103,9 @@ def _notes(compilation: Compilation) -> tuple[Finding, ...]:
             "its ranks differ from use case to use case, so that the layout 'rank' does not apply",
         ),
     )
+
+
+def _has_own_alpha(compilation: Compilation) -> bool:
+    """Whether the input for strengths is another one than the pack's."""
+    branched: BranchedGraph = compilation.having("branched")
+    return branched.scale is not None and compilation.options.alpha_layout != "slot"

@@ -26,8 +26,12 @@ from lora_quant.graph.quantized.qdq_operators import grid_sizes
 from lora_quant.graph.quantized.qdq_records import quantized_name, scale_name, zero_point_name
 from lora_quant.graph.records import TensorRecord
 from lora_quant.passes.rank_groups import RankGroup
-from lora_quant.targets.grids import located
-from lora_quant.targets.quantized_values import computed_values, quantize_values, take_ranks
+from lora_quant.targets.quantized.grids import located
+from lora_quant.targets.quantized.quantized_values import (
+    computed_values,
+    quantize_values,
+    take_ranks,
+)
 
 Values = NDArray[Any]
 Named = tuple[str, Values]

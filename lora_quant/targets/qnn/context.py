@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from lora_quant.engines.htp_processes import compile_context, run_on_htp
-from lora_quant.engines.qnn import ARCHITECTURES
-from lora_quant.errors import ConfigError, LoraQuantError, VerificationError, Where, did_you_mean
+from lora_quant.engines.qnn import check_arch
+from lora_quant.errors import ConfigError, LoraQuantError, VerificationError, Where
 from lora_quant.graph.device.quantized_base_graph import QuantizedGraph
 from lora_quant.passes.compilation import Compilation
 from lora_quant.targets.files.pack_folder import PackFolder, cannot_write
@@ -59,20 +59,13 @@ def write_context(
 
 
 def check_compiler(compilation: Compilation) -> None:
-    """Raises ConfigError if a context is asked for that cannot be compiled here."""
+    """Raises ConfigError for an unknown architecture, and a context that nothing compiles here."""
     options = compilation.options
-    if not options.qnn_context:
-        return
-    if importlib.util.find_spec("onnxruntime_qnn") is None:
+    check_arch(options.htp_arch)
+    if options.qnn_context and importlib.util.find_spec("onnxruntime_qnn") is None:
         raise ConfigError(
             "a context is compiled by onnxruntime-qnn, which is not installed",
             where=Where(field="qnn_context"),
             hint="pip install 'lora-quant[qnn]' (Python 3.11 or later), or leave out "
             "--qnn-context: the graph itself is compiled where it is opened",
-        )
-    if options.htp_arch not in ARCHITECTURES:
-        raise ConfigError(
-            f"the HTP architecture is {options.htp_arch!r}",
-            where=Where(field="htp_arch"),
-            hint=did_you_mean(options.htp_arch, ARCHITECTURES, most=len(ARCHITECTURES)),
         )

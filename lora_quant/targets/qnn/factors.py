@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.graph.records import Branch, Form
+from lora_quant.graph.branching.points import rank_axis
+from lora_quant.graph.records import Branch
 from lora_quant.passes.slots import Slot
 from lora_quant.passes.weight_values import Values
 
@@ -67,9 +68,8 @@ def magnitudes(
     with_scale: bool,
 ) -> RankMagnitudes:
     """Those of one attach point. `with_scale`: ratio carries the adapters' scale, not alpha."""
-    a_axis, b_axis = rank_axes(branch)
-    a = _largest(values[branch.a_weight.name], a_axis)
-    b = _largest(values[branch.b_weight.name], b_axis)
+    a = _largest(values[branch.a_weight.name], rank_axis(branch.attach, is_a=True))
+    b = _largest(values[branch.b_weight.name], rank_axis(branch.attach, is_a=False))
     per_part = a.size // len(branch.attach.parts)
     scale = np.zeros(per_part)
     for slot in slots:
@@ -82,7 +82,9 @@ def magnitudes(
 def normalised_a(branch: Branch, values: Values, found: RankMagnitudes) -> FloatArray:
     """A' in the shape of A."""
     inverse = np.divide(1.0, found.a, out=np.zeros_like(found.a), where=found.a > 0)
-    return values.astype(np.float64) * _along(inverse, rank_axes(branch)[0], values.ndim)
+    return values.astype(np.float64) * _along(
+        inverse, rank_axis(branch.attach, is_a=True), values.ndim
+    )
 
 
 def normalised_b(
@@ -90,12 +92,9 @@ def normalised_b(
 ) -> FloatArray:
     """B' in the shape of B; `ratio` `[parts * R]` is what is stored, not below the least one."""
     factor = np.divide(found.scale * found.a, ratio, out=np.zeros_like(ratio), where=ratio > 0)
-    return values.astype(np.float64) * _along(factor, rank_axes(branch)[1], values.ndim)
-
-
-def rank_axes(branch: Branch) -> tuple[int, int]:
-    """The axes of the ranks: 1 and 0 for A `[in, R]`, B `[R, out]`; 0 and 1 for a convolution."""
-    return (0, 1) if branch.attach.linear.form is Form.CONV else (1, 0)
+    return values.astype(np.float64) * _along(
+        factor, rank_axis(branch.attach, is_a=False), values.ndim
+    )
 
 
 def _largest(values: Values, axis: int) -> FloatArray:

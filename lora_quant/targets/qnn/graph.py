@@ -8,6 +8,7 @@ import numpy as np
 
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import BLOCKWISE
+from lora_quant.engines.qnn import has_wide_products
 from lora_quant.errors import EncodingsError, Where
 from lora_quant.graph.device.quantized_base_constants import ConstantGrid
 from lora_quant.graph.device.quantized_base_graph import CodedInput, QuantizedGraph
@@ -15,9 +16,9 @@ from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.records import TensorRecord
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.axes import base_facts, facts_by_size, with_axes
-from lora_quant.targets.grids import activation_grid, onnx_grid
 from lora_quant.targets.qnn.grids import SharedGrids
 from lora_quant.targets.qnn.inputs import QnnInput, QnnInputs
+from lora_quant.targets.quantized.grids import activation_grid, onnx_grid
 
 _BIAS_BITS = 17
 """From here on an encoding is that of a bias: on the grid of sums, which is computed anew."""
@@ -45,7 +46,13 @@ def quantize_graph(
         for name, made in _weights(compilation, constants, encodings).items()
         if name not in quantized
     }
-    graph.quantize(activations, weights, quantized, _computed_dtype(compilation, encodings))
+    graph.quantize(
+        activations,
+        weights,
+        quantized,
+        _computed_dtype(compilation, encodings),
+        wide_products=has_wide_products(compilation.options.htp_arch),
+    )
     if inputs.alpha is not None:
         graph.default(inputs.alpha.name)
 

@@ -1,7 +1,7 @@
 """One constant grid for every tensor of the qnn target's graph, over all use cases.
 
-    a'       union of a / p                      p, q, ratio: see qnn_factors
-    m'       union of m * q
+    a'       union of a / p                      p, q, ratio: see lora_quant.targets.qnn.factors
+    m'       union of m * q, with 0 in the middle: alpha 0 is exact
     ratio    from 0 to the largest ratio of the module
     s        alpha's, since E is a mask; t = s * ratio from the ends of both
     h, y     one grid for both, and for what vectors make of h: zeros of a branch change no code
@@ -45,10 +45,14 @@ class _Range:
     def add(self, low: float, high: float) -> None:
         self.low, self.high = min(self.low, low), max(self.high, high)
 
+    @property
+    def reach(self) -> float:
+        return max(-self.low, self.high)
+
 
 @dataclass
 class _Module:
-    """What is kept of one branch over the use cases: six numbers."""
+    """What is kept of one branch over the use cases: five numbers."""
 
     a: _Range = field(default_factory=_Range)
     m: _Range = field(default_factory=_Range)
@@ -56,7 +60,7 @@ class _Module:
 
 
 class SharedGrids:
-    """Filled by `take`, one use case after the other; `encodings` is the result."""
+    """Filled by `take`, one use case after the other; `activations` is the result."""
 
     def __init__(self, compilation: Compilation, ratios: Sequence[RankRatio]) -> None:
         """Raises EncodingsError for a branch whose activations have no encoding."""
@@ -119,9 +123,9 @@ class SharedGrids:
         for name, module in self._modules.items():
             ratio = self._ratios[name]
             branch = ratio.branch
-            for tensor, reached in ((branch.a, module.a), (branch.m, module.m)):
-                bits = self._base[tensor].bits
-                found[tensor] = from_range(reached.low, reached.high, bits=bits)
+            bits = self._base[branch.a].bits
+            found[branch.a] = from_range(module.a.low, module.a.high, bits=bits)
+            found[branch.m] = centred(module.m.reach, bits=self._base[branch.m].bits)
             found[ratio.product] = times(
                 self._strength_of(branch), 0.0, self.ratio(name).maximum.item()
             )
@@ -235,6 +239,16 @@ class SharedGrids:
                 "quant_overrides tell the ranges of the branch",
             )
         return encoding
+
+
+def centred(reach: float, *, bits: int) -> Encoding:
+    """The unsigned grid whose middle code is 0, up to `reach` on both sides.
+
+    The HTP multiplies around the middle code. It corrects for a zero that is elsewhere with a
+    rounding of its own, so that a product of zeros is off by up to three steps.
+    """
+    grid = from_range(-reach, reach, bits=bits, symmetric=True)
+    return unsigned(grid)
 
 
 def unsigned(encoding: Encoding) -> Encoding:

@@ -3,7 +3,7 @@
     lora_alpha                 float32 [slots]         the strengths
     lora_alpha.expansion       int8 [slots, R]         1 where a rank belongs to a slot
     <module>.lora_A, lora_B    int8 or int16           A' and B' on the grid from -1 to 1
-    <module>.lora_ratio        uint16 [parts * R]      see qnn_factors
+    <module>.lora_ratio        uint16 [parts * R]      see lora_quant.targets.qnn.factors
     <module>.lora_g, _h, _c    uint16                  on the grid of all use cases
 
 Codes have `_quantized` behind the name of what they stand for. Every file fills every input.
@@ -21,9 +21,11 @@ from lora_quant.config.manifest_records import OverridableRecord
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.quantize import dequantize, quantize
 from lora_quant.graph.device.rank_ratios import RankRatio
+from lora_quant.graph.device.signed_operands import HIGHEST_SIGNED
 from lora_quant.graph.quantized.qdq_records import quantized_name
 from lora_quant.graph.records import BranchedGraph, TensorRecord, Vector, VectorTensors
 from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.slots import SlotTable
 from lora_quant.passes.weight_values import PointValues, use_case_weights
 from lora_quant.targets.qnn.factors import RankMagnitudes, normalised_a, normalised_b
 from lora_quant.targets.qnn.grids import SharedGrids
@@ -78,7 +80,8 @@ class QnnInputs:
             # With 1 as the code 1 of a grid of whole numbers, the HTP loses dozens of steps.
             whole = Encoding.per_tensor(1.0 / 127, bits=8, symmetric=True)
             self._expansion = QnnInput(branched.scale.expansion, "expansion", whole)
-        unit = Encoding.per_tensor(1.0 / (2 ** (bits - 1) - 1), bits=bits, symmetric=True)
+        highest = HIGHEST_SIGNED if bits == 16 else 2 ** (bits - 1) - 1
+        unit = Encoding.per_tensor(1.0 / highest, bits=bits, symmetric=True)
         self._factors: dict[str, tuple[QnnInput, QnnInput, QnnInput]] = {}
         for ratio in ratios:
             branch = ratio.branch
@@ -118,16 +121,15 @@ class QnnInputs:
 
     def values(self, use_case: str) -> Iterator[tuple[str, Codes]]:
         """What a use case puts into every input, in the order of `records`."""
-        slots = self._compilation.having("slots").use_cases[use_case]
+        table: SlotTable = self._compilation.having("slots")
+        slots = table.use_cases[use_case]
         if self.alpha is not None:
-            alpha = np.zeros(self.alpha.shape, np.float32)
+            alpha = np.array(table.alphas(use_case), np.float32)
             if self._expansion is None:
+                alpha = np.zeros(self.alpha.shape, np.float32)
                 for slot in slots:
                     ranks = alpha.reshape(-1)[slot.start : slot.start + slot.rank]
                     ranks[:] = slot.alpha * slot.scale
-            else:
-                for slot in slots:
-                    alpha[slot.index] = slot.alpha
             yield self.alpha.name, alpha
         if self._expansion is not None:
             mask = np.zeros(self._expansion.tensor.shape)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from lora_quant.config.names import MAX_NAME_BYTES, folder_key
 from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
+from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph, Form, Gate
 from lora_quant.passes.compilation import Compilation
 
@@ -40,28 +38,19 @@ def check_supported(compilation: Compilation) -> None:
         raise _refused(one.parameter, "a parameter of the base that an adapter replaces")
 
 
-def check_names(compilation: Compilation, own: Iterable[str], suffixes: Sequence[str]) -> None:
-    """Raises ConfigError for a use case whose files would meet others of the target.
-
-    `own` are the names of files that are written whatever is compiled; those of a use case have its
-    name and one of `suffixes`.
-    """
-    taken = {folder_key(name) for name in own}
-    for use_case in compilation.config.use_cases:
-        for suffix in suffixes:
-            name = use_case.name + suffix
-            if folder_key(name) in taken:
-                problem = f"gives the name {name!r} twice in the folder of the target"
-            elif len(name.encode()) > MAX_NAME_BYTES:
-                problem = f"gives a file name of more than {MAX_NAME_BYTES} bytes"
-            else:
-                taken.add(folder_key(name))
-                continue
-            raise ConfigError(
-                f"the use case name {use_case.name!r} {problem}",
-                where=Where(file=compilation.config_file, use_case=use_case.name),
-                hint="choose another name for the use case",
-            )
+def own_data(compilation: Compilation) -> tuple[Finding, ...]:
+    """What is said of a build beside the base, whose data the other targets share."""
+    if not compilation.options.beside_base:
+        return ()
+    return (
+        Finding(
+            rule="qnn/beside-base",
+            severity=Severity.NOTE,
+            message=f"target {_NAME!r} has a data file of its own in the pack, and does not share "
+            "that of the base: its weights are quantized",
+            where=Where(file=compilation.base.path),
+        ),
+    )
 
 
 def _refused(module: str, what: str) -> UnsupportedAdapterError:

@@ -6,7 +6,7 @@ qnn/model_ctx.onnx, *.bin      the same compiled for a device, on request
 qnn/<use case>/prompt.safetensors
 
 Encodings are compile-time constants of this device: one grid serves all use cases, and a ratio per
-rank keeps the accuracy of each; see qnn_factors and qnn_grids.
+rank keeps the accuracy of each; see lora_quant.targets.qnn.factors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lora_quant.config.manifest_records import AlphaRecord, GateRecord
+from lora_quant.engines.qnn import has_wide_products
 from lora_quant.errors import ConfigError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.branching.updatable_weights import updatable_weights
@@ -23,19 +23,20 @@ from lora_quant.graph.device.static_shapes import parse_dims
 from lora_quant.graph.files.external_data import DataFile
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
+from lora_quant.targets.files.file_names import check_file_names
 from lora_quant.targets.files.fingerprint import fingerprint
-from lora_quant.targets.files.onnx_adapter_writer import ADAPTER_SUFFIX, write_adapter
+from lora_quant.targets.files.graph_files import MODEL
+from lora_quant.targets.files.onnx_adapter_writer import ADAPTER_SUFFIX
 from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 from lora_quant.targets.files.prompt_file import write_prompt
+from lora_quant.targets.files.use_case_adapter import write_use_case
 from lora_quant.targets.qnn.context import CONTEXT, check_compiler, write_context
 from lora_quant.targets.qnn.graph import quantize_graph
 from lora_quant.targets.qnn.grids import SharedGrids
 from lora_quant.targets.qnn.inputs import QnnInputs
-from lora_quant.targets.qnn.supported import check_names, check_supported
+from lora_quant.targets.qnn.supported import check_supported, own_data
 
-MODEL = "model.onnx"
 DATA = "model.data"
-ADAPTER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class QnnTarget:
         device does not take, PackError if a file cannot be written."""
         check_supported(compilation)
         check_compiler(compilation)
-        check_names(compilation, (MODEL, DATA, CONTEXT), ("", ADAPTER_SUFFIX))
+        own = (MODEL, DATA, CONTEXT)
+        check_file_names(compilation, own, ("", ADAPTER_SUFFIX), with_base_data=False)
         branched: BranchedGraph = compilation.having("branched")
         merged = compilation.having("merged")
         keep = {*merged.base.encodings, *(w.record.name for w in updatable_weights(branched))}
@@ -58,7 +60,7 @@ class QnnTarget:
         )
         names = [use_case.name for use_case in compilation.config.use_cases]
         shared = SharedGrids(compilation, graph.ratios)
-        findings: list[Finding] = []
+        findings: list[Finding] = list(own_data(compilation))
         for number, name in enumerate(names):
             compilation.progress(f"grids of {name}", number, len(names))
             findings += shared.take(name)
@@ -67,20 +69,15 @@ class QnnTarget:
         version = self._write_graph(graph, folder)
         for number, name in enumerate(names):
             compilation.progress(f"use case {name}", number, len(names))
-            path = f"{self.name}/{name}{ADAPTER_SUFFIX}"
-            with folder.create(path, "adapter", name) as sink:
-                write_adapter(
-                    sink,
-                    inputs.records,
-                    inputs.values(name),
-                    adapter_version=ADAPTER_VERSION,
-                    model_version=version,
-                )
+            values = inputs.values(name)
+            write_use_case(folder, self.name, name, inputs.records, values, fingerprint=version)
             write_prompt(compilation, folder, self.name, name)
         if compilation.options.qnn_context:
             write_context(compilation, folder, graph, self.name)
         folder.details[self.name] = TargetDetails(
-            alpha=_alpha(compilation, branched), inputs=inputs.overridable, fingerprint=version
+            inputs=inputs.overridable,
+            fingerprint=version,
+            htp_arch=compilation.options.htp_arch,
         )
         return tuple(findings)
 
@@ -106,7 +103,7 @@ def _bits(compilation: Compilation) -> int:
             where=where,
             hint="give --weight-bits 8 or 16",
         )
-    if options.weight_bits == 16 and options.htp_arch in ("65", "66", "68", "69"):
+    if options.weight_bits == 16 and not has_wide_products(options.htp_arch):
         raise ConfigError(
             f"the HTP architecture {options.htp_arch} has no products of 16-bit activations and "
             "16-bit weights, expected 73 or later",
@@ -114,19 +111,3 @@ def _bits(compilation: Compilation) -> int:
             hint="give --weight-bits 8, or --htp-arch 73",
         )
     return options.weight_bits
-
-
-def _alpha(compilation: Compilation, branched: BranchedGraph) -> AlphaRecord | None:
-    scale = branched.scale
-    if scale is None:
-        return None
-    gate = None
-    if scale.gate is not None:
-        gate = GateRecord(tensor=scale.gate.name, dtype=scale.gate.dtype, shape=scale.alpha.shape)
-    return AlphaRecord(
-        tensor=scale.alpha.name,
-        layout=compilation.options.alpha_layout,
-        dtype=scale.alpha.dtype,
-        shape=scale.alpha.shape,
-        gate=gate,
-    )

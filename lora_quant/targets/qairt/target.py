@@ -26,16 +26,16 @@ from lora_quant.config.output_files import LoraImporterConfig, UseCaseOutputConf
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import encodings_text
 from lora_quant.findings import Finding
+from lora_quant.graph.base.graph_bytes import graph_bytes
 from lora_quant.graph.branching.updatable_weights import updatable_weights
-from lora_quant.graph.files.saving import graph_bytes
 from lora_quant.graph.records import TensorRecord
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.weight_values import shared_weights, use_case_weights
+from lora_quant.targets.files.file_names import check_file_names
 from lora_quant.targets.files.graph_files import (
     MODEL,
     ZEROS,
-    check_file_names,
     write_graph,
     zeros_location,
 )

@@ -22,7 +22,7 @@ from lora_quant.encodings.quantize import quantize
 from lora_quant.errors import NOWHERE, EncodingsError, Where
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.quantized.zero_codes import zero_codes
-from lora_quant.targets.grids import code_factor, located, onnx_grid
+from lora_quant.targets.quantized.grids import code_factor, located, onnx_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,7 @@ def computed_values(
 def take_ranks(quantized: QuantizedValues, axis: int, ranks: Sequence[int]) -> QuantizedValues:
     """Only these ranks, in this order, of those that lie on `axis`; their scales go along.
 
-    Raises EncodingsError where the grid has blocks of ranks and `ranks` cut one (see
-    `in_whole_blocks`).
+    Raises EncodingsError where the grid has blocks of ranks and `ranks` cut one.
     """
     axis %= quantized.codes.ndim
     codes = np.ascontiguousarray(np.take(quantized.codes, ranks, axis=axis))
@@ -108,14 +107,6 @@ def take_grid_ranks(grid: Grid, axis: int, ranks: Sequence[int]) -> Grid:
             hint="start slots at multiples of the block size, and take whole blocks",
         )
     return _taken(grid, axis, [start // size for start in starts])
-
-
-def in_whole_blocks(ranks: Sequence[int], block_size: int) -> tuple[int, ...]:
-    """All ranks of the blocks that hold one of `ranks`, ascending."""
-    blocks = sorted({rank // block_size for rank in ranks})
-    return tuple(
-        rank for block in blocks for rank in range(block * block_size, (block + 1) * block_size)
-    )
 
 
 def _taken(grid: Grid, axis: int, index: Sequence[int]) -> Grid:
