@@ -1,7 +1,7 @@
 """Command-line options that derive from the fields of an options dataclass.
 
-A field's name, default, type and `metadata["help"]` become the option, so that the command line,
-its help and the Python API cannot drift apart.
+A field's name, default, type and metadata (`help`, and `metavar` where the type says too little)
+become the option, so that the command line, its help and the Python API cannot drift apart.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def options_of(dataclass: type[Any]) -> Callable[[F], F]:
             declared = option_name(field.name)
             if settings.get("is_flag") and field.default:
                 declared = f"{declared}/--no-{declared.removeprefix('--')}"
+            settings["metavar"] = field.metadata.get("metavar")
             option = click.option(declared, field.name, help=field.metadata["help"], **settings)
             function = option(function)
         return function

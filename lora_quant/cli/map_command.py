@@ -14,7 +14,7 @@ from lora_quant.cli.typed_paths import is_there, require_typed
 from lora_quant.errors import GraphError, PackError, Where
 
 if TYPE_CHECKING:
-    from lora_quant.graph.base import BaseGraph
+    from lora_quant.graph.base.base_graph import BaseGraph
 
 
 @click.command("map", short_help="Write the attach point mapping of a graph.")
@@ -35,7 +35,7 @@ def map_command(model: Path, output: Path | None, force: bool) -> int:
     """
     from lora_quant.config.documents import dump_json
     from lora_quant.graph.attach.catalog import attach_map
-    from lora_quant.graph.base import open_base
+    from lora_quant.graph.base.base_graph import open_base
 
     require_typed(model, "ONNX graph")
     if output is not None:

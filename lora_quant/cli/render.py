@@ -19,6 +19,7 @@ from lora_quant.findings import Finding, Severity
 if TYPE_CHECKING:
     from lora_quant.api import BuildResult
     from lora_quant.config.manifest import Manifest
+    from lora_quant.config.manifest_records import SlotRecord, TargetRecord
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _MOST_FINDINGS = 20
@@ -105,20 +106,19 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
         return
     console = new_console()
     show_findings(console, _by_adapter(result.findings, manifest))
+    sizes = {target.name: _sizes(target) for target in manifest.targets}
+    sizes = {name: found for name, found in sizes.items() if found}
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("use case", "adapters", "ranks", "weights"):
-        table.add_column(column, justify="right" if column == "weights" else "left")
-    sizes = {
-        f.use_case: f.size
-        for target in manifest.targets
-        for f in target.files
-        if f.role == "weights"
-    }
+    is_merged = manifest.merged is not None
+    for column in ("use case", "adapters", *["ranks"] * (not is_merged)):
+        table.add_column(column)
+    for name in sizes:
+        table.add_column("files" if len(sizes) == 1 else escape(name), justify="right")
     for use_case in manifest.use_cases:
         mix = " + ".join(f"{s.alpha:g} {s.adapter}" for s in use_case.slots) or "base"
-        ranks = " ".join(f"[{s.start}, {s.start + s.rank})" for s in use_case.slots)
-        size = _size(sizes[use_case.name]) if use_case.name in sizes else "-"
-        table.add_row(escape(use_case.name), escape(mix), escape(ranks), size)
+        ranks = [escape(" ".join(map(_ranks, use_case.slots)))] * (not is_merged)
+        shown = [_size(found.get(use_case.name, 0)) for found in sizes.values()]
+        table.add_row(escape(use_case.name), escape(mix), *ranks, *shown)
     console.print(table)
     console.print(escape(_summary(manifest)))
     console.print(f"[bold green]built[/] {escape(str(result.output))}")
@@ -128,11 +128,32 @@ def _summary(manifest: Manifest) -> str:
     if manifest.merged is not None:
         count = manifest.merged_modules or 0
         return f"merged into the weights of {count} module{'s' * (count != 1)}"
-    alpha = manifest.alpha
     return (
         f"max rank {manifest.max_rank}, {len(manifest.attach_points)} attach points, mode "
-        f"{manifest.mode}, alpha input {f'{alpha.tensor} {list(alpha.shape)}' if alpha else 'none'}"
+        f"{manifest.mode}, alpha input {_alpha(manifest)}"
     )
+
+
+def _alpha(manifest: Manifest) -> str:
+    """Name and shape of the input for strengths, with the target where targets differ."""
+    targets = {target.name: target.alpha or manifest.alpha for target in manifest.targets}
+    shown = {name: f"{a.tensor} {list(a.shape)}" if a else "none" for name, a in targets.items()}
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{text} for {name}" for name, text in shown.items())
+
+
+def _sizes(target: TargetRecord) -> Counter[str]:
+    """Use case -> bytes of all its files; nothing for a merged graph."""
+    found: Counter[str] = Counter()
+    for file in target.files:
+        if file.use_case is not None:
+            found[file.use_case] += file.size
+    return found
+
+
+def _ranks(slot: SlotRecord) -> str:
+    return f"[{slot.start}, {slot.start + slot.rank})" if slot.rank else "none"
 
 
 def _by_adapter(findings: tuple[Finding, ...], manifest: Manifest) -> tuple[Finding, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,8 +66,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--htp-arch",
-    help="Architecture of the HTP to compile the graph for; what the pack has compiled if left "
-    "out.",
+    help="Architecture of the HTP to run the graph on; what it was built for if left out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report.")
 @click.option("--force", is_flag=True, help="Replace the output file if it is there.")
@@ -101,6 +101,8 @@ def run_command(
             raise click.UsageError("--alpha is given twice for one adapter")
         if base and alphas:
             raise click.UsageError("--alpha is given with --base, which has no adapters")
+        if htp_arch is not None and device != "htp":
+            raise click.UsageError("--htp-arch is given without --device htp")
         require_pack(pack)
         require_typed(inputs, "file with inputs")
         from lora_quant.cli.render_run import show_run
@@ -133,6 +135,8 @@ def _strength(text: str) -> tuple[str, float]:
         separator = ""
     if not (name and separator):
         raise click.UsageError(f"--alpha {text!r}: expected ADAPTER=VALUE, such as tone=0.5")
+    if not math.isfinite(strength):
+        raise click.UsageError(f"--alpha {text!r}: expected a finite number")
     return name, strength
 
 

@@ -46,13 +46,12 @@ from lora_quant.cli.typed_paths import require_pack, require_typed
     "--max-steps",
     type=click.FloatRange(min=0),
     help="Largest difference between HTP and CPU, in steps of the output's grid. By default what "
-    "the graph makes of it: 4 steps for one product, or three times the noise of quantization.",
+    "the graph makes of it: 6 steps for one product, or three times the noise of quantization.",
 )
 @click.option(
     "--htp-arch",
-    default="73",
-    show_default=True,
-    help="Architecture of the HTP that the graph for qnn is run on.",
+    help="Architecture of the HTP that the graph for qnn is run on; what it was built for if left "
+    "out.",
 )
 @click.option(
     "--target",
@@ -71,7 +70,7 @@ def verify_command(
     tolerance: float | None,
     min_sqnr: float | None,
     max_steps: float | None,
-    htp_arch: str,
+    htp_arch: str | None,
     targets: tuple[str, ...],
     as_json: bool,
 ) -> int:

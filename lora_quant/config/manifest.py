@@ -6,6 +6,7 @@ absolute path: the same input gives the same bytes, and a pack can be moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,7 +39,7 @@ from lora_quant.config.manifest_records import (
 )
 from lora_quant.config.names import FolderName, clashes
 from lora_quant.config.plain_values import PathParts
-from lora_quant.errors import ConfigError, did_you_mean
+from lora_quant.errors import ConfigError, InputMissingError, Where, did_you_mean
 
 MANIFEST_FILE = "pack.json"
 MANIFEST_VERSION: Literal[1] = 1
@@ -84,7 +85,12 @@ class Manifest(ConfigModel):
     def _check(self) -> Manifest:
         raise_problems(
             "Manifest",
-            [*self._name_problems(), *self._slot_problems(), *self._target_problems()],
+            [
+                *self._name_problems(),
+                *self._slot_problems(),
+                *self._alpha_problems(),
+                *self._target_problems(),
+            ],
         )
         return self
 
@@ -129,6 +135,29 @@ class Manifest(ConfigModel):
                     )
                 end = slot.start + slot.rank
 
+    def _alpha_problems(self) -> Iterator[InitErrorDetails]:
+        """The strengths of every use case have a place in the input that carries them."""
+        given: list[tuple[PathParts, AlphaRecord | None]] = [(("alpha",), self.alpha)]
+        given += [(("targets", n, "alpha"), one.alpha) for n, one in enumerate(self.targets)]
+        for path, alpha in given:
+            if alpha is None:
+                continue
+            places = math.prod(alpha.shape)
+            for use_case in self.use_cases:
+                slots = use_case.slots
+                needed = len(slots)
+                if alpha.layout == "rank":
+                    needed = max((slot.start + slot.rank for slot in slots), default=0)
+                if needed > places:
+                    yield problem(
+                        (*path, "shape"),
+                        f"the input has {places} strengths, and the use case {use_case.name!r} "
+                        f"needs {needed}",
+                        f"one for each {alpha.layout}",
+                        list(alpha.shape),
+                    )
+                    break
+
     def _target_problems(self) -> Iterator[InitErrorDetails]:
         for number, target in enumerate(self.targets):
             path = ("targets", number)
@@ -152,6 +181,17 @@ class Manifest(ConfigModel):
                     "the strengths of all slots are one input",
                     None,
                 )
+            for index, record in enumerate(target.inputs):
+                if alpha is None or record.name != alpha.tensor:
+                    continue
+                if record.shape != alpha.shape:
+                    yield problem(
+                        (*path, "inputs", index, "shape"),
+                        f"the strengths {record.name!r} are {list(record.shape)}, expected "
+                        f"{list(alpha.shape)} as `alpha` tells",
+                        "it is one input",
+                        list(record.shape),
+                    )
 
     def files(
         self, target: str, *, role: str | None = None, use_case: str | None = None
@@ -210,6 +250,13 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_FILE if path.is_dir() else path
     try:
         return _manifest_of(LocatedDocument(read_json(file, max_bytes=_MAX_BYTES), source=file))
+    except InputMissingError as error:
+        missing = f"the folder is not a pack: it has no {MANIFEST_FILE}"
+        raise InputMissingError(
+            missing if path.is_dir() else "the pack does not exist",
+            where=Where(file=path),
+            hint="give the folder that `lora-quant build -o` wrote",
+        ) from error
     except ConfigError:
         # Positions cost a second scan: they are made only when there is something to say.
         return _manifest_of(read_json_located(file, max_bytes=_MAX_BYTES))

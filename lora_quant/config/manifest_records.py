@@ -309,3 +309,8 @@ class TargetRecord(ConfigModel):
         default=None,
         description="Of the graph and its base; every adapter file has it as its model version.",
     )
+    htp_arch: str | None = Field(
+        default=None,
+        description="The architecture of the HTP that the graph was made for, and that its context "
+        "is compiled for.",
+    )

@@ -24,7 +24,11 @@ class BuildOptions:
 
     targets: tuple[str, ...] = field(
         default=("qairt",),
-        metadata={"help": "Target to write packs for; may be given several times."},
+        metadata={
+            "metavar": "TARGET",
+            "help": "What to write packs for: qairt, onnxruntime, qnn, or the target of a plugin; "
+            "may be given several times.",
+        },
     )
     mode: Mode = field(
         default="adapter_only",
@@ -100,13 +104,17 @@ class BuildOptions:
     dims: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "NAME=SIZE: the size of a symbolic axis in the graph of the qnn target, which "
-            "has to be static; may be given several times."
+            "metavar": "NAME=SIZE",
+            "help": "The size of a symbolic axis in the graph of the qnn target, which has to be "
+            "static; may be given several times.",
         },
     )
     htp_arch: str = field(
         default="73",
-        metadata={"help": "Architecture of the HTP that the qnn target's context is compiled for."},
+        metadata={
+            "help": "Architecture of the HTP that the graph of the qnn target is made for, and its "
+            "context compiled."
+        },
     )
     qnn_context: bool = field(
         default=False,
@@ -126,8 +134,9 @@ class BuildOptions:
     merge: str | None = field(
         default=None,
         metadata={
+            "metavar": "USE_CASE",
             "help": "Put the adapters of this one use case into the base's weights: exact for "
-            "every kind, with nothing to switch."
+            "every kind, with nothing to switch.",
         },
     )
     approximate: bool = field(
@@ -192,6 +201,9 @@ class BuildOptions:
                 if self._is_given(name) and target not in self.targets:
                     how = f"without the target {target!r}, which alone reads it"
                     raise _clash(name, how, "give both, or leave it out")
+        if self.beside_base and set(self.targets) <= _WITH_OWN_DATA:
+            how = "without a target that shares the base's data: qnn quantizes all of it"
+            raise _clash("beside_base", how, "leave it out")
         if self.merge is None:
             return
         for name, reason in _NOT_MERGED.items():
@@ -210,6 +222,9 @@ _OF_TARGET = {
     "qnn_context": "qnn",
 }
 """Options that one of the built-in targets reads."""
+
+_WITH_OWN_DATA = frozenset({"qnn"})
+"""Targets that write a data file of their own."""
 
 _NO_SWITCH = "a merged graph has nothing to switch"
 _NO_ENCODINGS = "a merged graph comes without encodings"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_quant.engines.onnxruntime import Array, Optimization, load_onnxruntime
+from lora_quant.engines.onnxruntime import Array, Optimization, level_of, load_onnxruntime
 from lora_quant.errors import VerificationError, Where
 
 _SILENT = 4  # errors are reported here
@@ -29,8 +29,7 @@ class AdapterSession:
         self._source = graph
         options = self._library.SessionOptions()
         options.log_severity_level = _SILENT
-        if optimization == "basic":
-            options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = level_of(self._library, optimization)
         try:
             self._session = self._library.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]

@@ -92,7 +92,9 @@ class LoadedGraph:
         """
         names = self._names if outputs is None else list(outputs)
         with _refused(
-            "ONNX Runtime cannot run the graph", self._source, "check the shapes of the inputs"
+            "ONNX Runtime cannot run the graph",
+            self._source,
+            "check the shapes and the values of the inputs",
         ):
             results = self._session.run(names, {**(values or {}), **inputs})
         for name, result in zip(names, results, strict=True):
@@ -131,10 +133,7 @@ def open_graph(
     path = graph if isinstance(graph, Path) else source or Path("model.onnx")
     options = library.SessionOptions()
     options.log_severity_level = _SILENT
-    levels = library.GraphOptimizationLevel
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimization == "all" else levels.ORT_ENABLE_BASIC
-    )
+    options.graph_optimization_level = level_of(library, optimization)
     if threads is not None:
         options.intra_op_num_threads = threads
     if data_folder is not None:
@@ -145,12 +144,27 @@ def open_graph(
     with _refused("ONNX Runtime cannot load the graph", path):
         if prepare is not None:
             prepare(options)
+        # With a fallback, Python prints errors and starts over on the CPU, and hides what happened.
         session = library.InferenceSession(
-            str(graph) if isinstance(graph, Path) else graph, options, providers=providers
+            str(graph) if isinstance(graph, Path) else graph,
+            options,
+            providers=providers,
+            enable_fallback=False,
         )
-    # Otherwise an error at run time makes Python start over on the CPU, and hides what happened.
-    session.disable_fallback()
-    return LoadedGraph(session, path)
+        # Names are decoded only here, and need not be text.
+        return LoadedGraph(session, path)
+
+
+def level_of(library: Any, optimization: Optimization) -> Any:
+    """The level of the engine. Before 1.30, "all" leaves out the last one, that of layouts.
+
+    There the engine crashes when inputs of half precision have defaults.
+    """
+    levels = library.GraphOptimizationLevel
+    if optimization == "basic":
+        return levels.ORT_ENABLE_BASIC
+    version = tuple(int(part) for part in library.__version__.split(".")[:2])
+    return levels.ORT_ENABLE_ALL if version >= (1, 30) else levels.ORT_ENABLE_EXTENDED
 
 
 @contextmanager

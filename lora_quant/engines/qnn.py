@@ -13,14 +13,47 @@ from pathlib import Path
 from typing import Any
 
 from lora_quant.engines.onnxruntime import LoadedGraph, load_onnxruntime, open_graph
-from lora_quant.errors import VerificationError
+from lora_quant.errors import ConfigError, VerificationError, Where, did_you_mean
 
 DEFAULT_ARCH = "73"
 ARCHITECTURES = ("68", "69", "73", "75", "79", "81")
+_NARROW_PRODUCTS = frozenset({"68", "69"})
 
 _HINT = "pip install 'lora-quant[qnn]' (Python 3.11 or later)"
 _lock = threading.Lock()
 _state: dict[str, Any] = {}
+
+
+def has_wide_products(htp_arch: str) -> bool:
+    """Whether an architecture multiplies activations of 16 bits by operands of 16 bits."""
+    return htp_arch not in _NARROW_PRODUCTS
+
+
+def check_arch(htp_arch: str) -> None:
+    """Raises ConfigError for what is no architecture of the HTP."""
+    if htp_arch not in ARCHITECTURES:
+        raise ConfigError(
+            f"the HTP has no architecture {htp_arch!r}",
+            where=Where(field="htp_arch"),
+            hint=did_you_mean(htp_arch, ARCHITECTURES, most=len(ARCHITECTURES)),
+        )
+
+
+def chosen_arch(asked: str | None, built: str | None) -> str:
+    """The architecture to run a graph on: what is asked for, else what it was built for.
+
+    Raises ConfigError for one that is unknown, or that has no operators for the graph.
+    """
+    found = asked or built or DEFAULT_ARCH
+    check_arch(found)
+    if built is not None and has_wide_products(built) and not has_wide_products(found):
+        raise ConfigError(
+            f"the graph was built for the HTP architecture {built}, got {found}, which has no "
+            "products of 16 by 16 bits",
+            where=Where(field="htp_arch"),
+            hint=f"build it with --htp-arch {found}",
+        )
+    return found
 
 
 def unavailable_reason() -> str | None:
@@ -33,11 +66,6 @@ def unavailable_reason() -> str | None:
     except VerificationError as error:
         return error.message
     return None
-
-
-def is_available() -> bool:
-    """Whether graphs can run on the HTP, or on its emulation, in this process."""
-    return unavailable_reason() is None
 
 
 def open_on_htp(

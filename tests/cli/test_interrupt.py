@@ -20,15 +20,15 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 # Stops in the middle of the use cases: after the first one it tells the parent and waits.
 SCRIPT = """
 import sys, time
-from lora_quant.targets import qairt
+from lora_quant.targets.qairt.target import QairtTarget
 
-write = qairt.QairtTarget._write_use_case
+write = QairtTarget._write_use_case
 def stop(self, *arguments):
     write(self, *arguments)
     print("ready", flush=True)
     for _ in range(600):  # short sleeps: another thread may be the one that takes the signal
         time.sleep(0.05)
-qairt.QairtTarget._write_use_case = stop
+QairtTarget._write_use_case = stop
 
 import shutil
 rmtree = shutil.rmtree

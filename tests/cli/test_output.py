@@ -43,6 +43,37 @@ def test_build_tells_what_it_made(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert out.endswith(f"built {tmp_path / 'out'}\n")
 
 
+def test_build_tells_how_large_a_use_case_is_for_each_target(
+    sample: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = keep_use_cases(sample, ["base", "both"]), sample.parent / "out"
+    targets = ("onnxruntime", "qairt")
+    options = [word for target in targets for word in ("--target", target)]
+    arguments = ["build", str(config), "-o", str(out), *options, "--alpha-layout", "rank"]
+    assert run(arguments) == 0
+    lines = capfd.readouterr().out.splitlines()
+    (header,) = (number for number, line in enumerate(lines) if line.startswith("use case"))
+    assert lines[header].split()[-2:] == list(targets)
+    files = json.loads((out / "pack.json").read_text(encoding="utf-8"))["targets"]
+    for line in lines[header + 1 : header + 3]:
+        name, *_, first, unit, second, other_unit = line.split()
+        for size, target in ((first + unit, "onnxruntime"), (second + other_unit, "qairt")):
+            (record,) = (t for t in files if t["name"] == target)
+            total = sum(f["size"] for f in record["files"] if f.get("use_case") == name)
+            assert size == (f"{total}B" if total < 1024 else f"{total / 1024:.1f}KiB")
+    assert lines[-2].endswith(
+        "alpha input lora_alpha [2] for onnxruntime, lora_alpha [12] for qairt"
+    )
+
+
+def test_an_adapter_without_a_rank_has_none_to_show(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = kinds_config(tmp_path, "ia3_feedforward")
+    assert run(["build", str(config), "-o", str(tmp_path / "out")]) == 0
+    assert "1 ia3_feedforward  none" in capfd.readouterr().out
+
+
 def test_a_merged_build_tells_how_many_modules_changed(
     sample: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +82,7 @@ def test_a_merged_build_tells_how_many_modules_changed(
     assert run(["build", str(config), "-o", str(out), "--merge", "legal"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[-2] == "merged into the weights of 14 modules"
+    assert [line.rstrip() for line in lines[:2]] == ["use case  adapters", "legal     1 legal"]
 
 
 def kinds_config(folder: Path, *cases: str) -> Path:

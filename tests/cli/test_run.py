@@ -195,6 +195,18 @@ USAGE: Mapping[str, tuple[Sequence[str], str]] = {
         [*ONE, "--inputs", "x.npz", "--alpha", "tone=1", "--alpha", "tone=2"],
         "--alpha is given twice for one adapter",
     ),
+    "a strength that is no number": (
+        [*ONE, "--inputs", "x.npz", "--alpha", "tone=nan"],
+        "--alpha 'tone=nan': expected a finite number",
+    ),
+    "a strength without an end": (
+        [*ONE, "--inputs", "x.npz", "--alpha", "tone=-inf"],
+        "--alpha 'tone=-inf': expected a finite number",
+    ),
+    "an architecture of no device": (
+        [*ONE, "--inputs", "x.npz", "--htp-arch", "73"],
+        "--htp-arch is given without --device htp",
+    ),
     "a strength of the base": (
         ["OUT", "--base", "--inputs", "x.npz", "--alpha", "tone=1"],
         "--alpha is given with --base",
@@ -212,12 +224,16 @@ def test_wrong_usage_is_told(folder: Path, case: str, capfd: pytest.CaptureFixtu
 REFUSED: Mapping[str, tuple[Sequence[str], str]] = {
     "an unknown use case": (["OUT", "--use-case", "tune"], "did you mean 'tone'?"),
     "an unknown adapter": ([*ONE, "--alpha", "tome=1"], "did you mean 'tone'?"),
-    "a strength that is no number": ([*ONE, "--alpha", "tone=nan"], "expected a finite number"),
     "a target that was not built": ([*ONE, "--target", "qnn"], "build with --target qnn"),
     "a device of another target": ([*ONE, "--device", "htp"], "build with --target qnn"),
     "an output of another type": ([*ONE, "-o", "y.txt"], "as .npz or .safetensors, got '.txt'"),
     "an output in no folder": ([*ONE, "-o", "a/y.npz"], "the folder of the output file does not"),
     "a folder as output": ([*ONE, "-o", "d.npz"], "the output file is a folder"),
+    "an output among the files of the pack": (
+        [*ONE, "-o", "OUT/onnxruntime/y.npz", "--force"],
+        "the output file lies inside the pack",
+    ),
+    "the inputs as output": ([*ONE, "-o", "x.npz", "--force"], "is the one with the inputs"),
     "an unknown output": ([*ONE, "--output-name", "w"], "the graph has no output 'w'"),
     "no pack": (["OUT/onnxruntime", "--base"], "the folder is not a pack"),
     "no folder": (["OUTT", "--base"], "the folder of the pack does not exist"),
@@ -245,6 +261,28 @@ def test_damaged_files_are_refused(folder: Path, capfd: pytest.CaptureFixture[st
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
     assert run(["run", *ONE, "--random-inputs", "0"]) == 1
     assert "its SHA-256 differs" in capfd.readouterr().err
+
+
+def test_what_is_no_npz_file_is_told_without_advice_to_unpickle_it(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("x.npz").write_text("x,y\n1,2\n", encoding="utf-8")
+    assert run(["run", *ONE, "--inputs", "x.npz"]) == 1
+    err = capfd.readouterr().err
+    assert "the inputs cannot be read: File is not a zip file" in err
+    assert "pickle" not in err
+
+
+def test_a_negative_seed_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", *ONE, "--random-inputs", "-1"]) == 1
+    assert "the seed of random inputs is -1, expected 0 or more" in capfd.readouterr().err
+
+
+def test_gates_that_nothing_waits_for_are_noted(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", *ONE, "--inputs", "x.npz", "--gate-from", "x"]) == 0
+    assert "the gate from 'x' changes nothing (run/no-gate)" in capfd.readouterr().out
 
 
 def test_it_runs_in_a_folder_with_spaces_and_umlauts(tmp_path: Path) -> None:

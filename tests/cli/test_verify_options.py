@@ -9,9 +9,7 @@ import pytest
 
 from lora_quant.api import build
 from lora_quant.cli.main import run
-from lora_quant.cli.verify_command import verify_command
 from lora_quant.config.options import BuildOptions
-from lora_quant.engines.qnn import DEFAULT_ARCH
 from tests.sample import copy_sample, keep_use_cases
 
 
@@ -46,6 +44,18 @@ def test_targets_may_be_chosen(pack: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "qairt" in error
 
 
+@pytest.mark.parametrize(
+    "words", [("--min-sqnr", "nan"), ("--min-sqnr", "-1"), ("--max-steps", "inf")]
+)
+def test_a_bound_that_judges_nothing_is_refused(
+    words: tuple[str, str], pack: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(pack), *words]) == 1
+    field = words[0].removeprefix("--").replace("-", "_")
+    error = f"{field} is {float(words[1])}, expected a finite number from 0 on"
+    assert error in capfd.readouterr().err
+
+
 def test_a_minimum_that_is_not_reached_fails(pack: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["verify", str(pack), "--min-sqnr", "200"]
     assert run(arguments) == 1
@@ -64,9 +74,3 @@ def test_a_minimum_that_is_not_reached_fails(pack: Path, capfd: pytest.CaptureFi
         "htp_arch": "73",
     }
     assert [t["ok"] for t in report["details"]["targets"]] == [True, False]
-
-
-def test_the_architecture_is_that_of_the_engine() -> None:
-    """The command does not import it: --help is to be quick."""
-    (option,) = (p for p in verify_command.params if p.name == "htp_arch")
-    assert option.default == DEFAULT_ARCH

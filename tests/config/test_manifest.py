@@ -90,6 +90,23 @@ def test_slots_follow_each_other_within_the_max_rank(start: int, tmp_path: Path)
     assert f"the slot [{start}, {start + 4}) overlaps the one before it" in error.message
 
 
+@pytest.mark.parametrize(
+    ("layout", "shape", "told"),
+    [
+        ("slot", [1], "has 1 strengths, and the use case 'both' needs 2"),
+        ("rank", [11], "has 11 strengths, and the use case 'both' needs 12"),
+    ],
+)
+def test_every_slot_has_a_place_in_the_strengths(
+    layout: str, shape: list[int], told: str, tmp_path: Path
+) -> None:
+    value = read_json(EXAMPLE)
+    value["alpha"].update(layout=layout, shape=shape)
+    error = refused(tmp_path, value)
+    assert error.message.startswith(f"alpha.shape: the input {told}")
+    assert error.hint == f"one for each {layout}"
+
+
 @pytest.mark.parametrize("key", ["adapters", "attach_points", "use_cases", "tensors", "targets"])
 def test_names_are_unique(key: str, tmp_path: Path) -> None:
     value = read_json(EXAMPLE)
@@ -210,6 +227,12 @@ def target_with(change: Any) -> Any:
             "targets[1].inputs: the inputs of the target 'onnxruntime' with the role alpha are "
             "['lora_alpha'], expected ['strengths']",
             "the strengths of all slots are one input",
+        ),
+        (
+            lambda t: t["inputs"][0].update(shape=[3]),
+            "targets[1].inputs[0].shape: the strengths 'lora_alpha' are [3], expected [2] as "
+            "`alpha` tells",
+            "it is one input",
         ),
     ],
 )

@@ -188,3 +188,14 @@ def test_the_engine_is_loaded_late_and_without_its_telemetry() -> None:
         "print('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])\n"
     )
     assert told.split() == ["False", "1"]
+
+
+@pytest.mark.parametrize("part", [b"odd", b"size", b"Identity"])
+def test_a_graph_whose_names_are_no_text_is_refused_without_a_word_of_the_engine(
+    part: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An input, an axis, an operator: each is met at another place of the library."""
+    content = identities(("odd", TensorProto.FLOAT, ["size"])).SerializeToString()
+    with pytest.raises(VerificationError, match="ONNX Runtime cannot load the graph: "):
+        open_graph(content.replace(part, b"\xff" + part[1:]), source=SOURCE)
+    assert capfd.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from lora_quant.adapters.adapter import load_adapter
 from lora_quant.adapters.base_modules import whole_weight
 from lora_quant.errors import VerificationError
 from lora_quant.graph.attach.catalog import attach_map
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.runtime.reference.base_reader import BaseReader
 from lora_quant.runtime.reference.base_view import BaseView, spread
 from lora_quant.runtime.reference.sites import Site

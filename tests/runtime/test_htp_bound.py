@@ -56,13 +56,13 @@ def test_an_output_of_floats_has_no_step() -> None:
 
 @pytest.mark.parametrize("products", [1, 4, 9])
 def test_bounds_grow_with_the_root_of_the_longest_path(products: int) -> None:
-    assert product_bounds(chain(products))["y"] == 4 * math.sqrt(products)
+    assert product_bounds(chain(products), "73")["y"] == 6 * math.sqrt(products)
 
 
 @pytest.mark.parametrize(
     ("weight", "activation", "steps"),
     [
-        (TensorProto.INT8, "uint16", 4),
+        (TensorProto.INT8, "uint16", 6),
         (TensorProto.INT4, "uint16", 30),
         (TensorProto.INT16, "uint16", 60),
         (TensorProto.INT8, "uint8", 2),
@@ -70,7 +70,19 @@ def test_bounds_grow_with_the_root_of_the_longest_path(products: int) -> None:
     ],
 )
 def test_bounds_of_one_product(weight: int, activation: str, steps: float) -> None:
-    assert product_bounds(chain(1, weight=weight, activation=activation))["y"] == steps
+    assert product_bounds(chain(1, weight=weight, activation=activation), "73")["y"] == steps
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "steps"),
+    [
+        (TensorProto.INT8, "uint16", 30),
+        (TensorProto.INT4, "uint16", 50),
+        (TensorProto.INT8, "uint8", 2),
+    ],
+)
+def test_older_architectures_round_more(weight: int, activation: str, steps: float) -> None:
+    assert product_bounds(chain(1, weight=weight, activation=activation), "69")["y"] == steps
 
 
 def test_functions_are_told_from_sums() -> None:

@@ -23,6 +23,7 @@ from tests.adapters.builders import pair, write
 from tests.builders import GraphBuilder
 from tests.mixes import KINDS, graph_of, mixed
 from tests.run_graph import largest
+from tests.runtime.adapter_edits import edit_adapter
 from tests.sample import ALPHAS, CONFIG, SAMPLE, copy_sample, make_float
 
 Array = NDArray[Any]
@@ -229,3 +230,14 @@ def test_a_pack_for_other_targets_is_refused(tmp_path: Path) -> None:
     ) as caught:
         Session(output)
     assert caught.value.hint == "build with --target onnxruntime"
+
+
+@pytest.mark.parametrize("part", ["_quantized", "_scale", "_zero_point"])
+def test_codes_without_their_grid_are_refused(part: str, tmp_path: Path) -> None:
+    """The engine would take the default for it, which is the grid of zeros."""
+    pack = build(CONFIG, tmp_path / "pack", TARGET).output
+    tensor = "model.layers.0.self_attn.q_proj.lora_B.weight"
+    edit_adapter(pack, lambda parameters: parameters.pop(f"{tensor}{part}"), "both")
+    message = f"has a part of what '{tensor}' is quantized with, and lacks '{tensor}{part}'"
+    with pytest.raises(VerificationError, match=message):
+        Session(pack).activate("both")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_quant.errors import ConfigError, VerificationError
 from lora_quant.runtime import BASE, Session
-from lora_quant.runtime.gates import token_gate
+from lora_quant.runtime.session.gates import token_gate
 from tests.runtime.session_packs import DIM, INVOCATION, USE_CASES, Handmade
 
 Array = NDArray[Any]

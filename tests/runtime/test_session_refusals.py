@@ -173,6 +173,15 @@ DAMAGES: Mapping[str, tuple[Callable[[Values], Values], str]] = {
         lambda v: {name: value for name, value in v.items() if name != "q.expansion"},
         "do not agree on the size 'lora_rank_q': 'q.A' has 2, 'q.expansion' is not in the file",
     ),
+    "no strengths": (
+        lambda v: {name: value for name, value in v.items() if name != "lora_alpha"},
+        "the strengths in the adapter file are missing, the use case was compiled with [1.0, 0.0]",
+    ),
+    "strengths of another use case": (
+        lambda v: {**v, "lora_alpha": PACK.parameters("both")["lora_alpha"]},
+        "the strengths in the adapter file are [0.75, 1.5], the use case was compiled with "
+        "[1.0, 0.0]",
+    ),
 }
 
 
@@ -270,6 +279,27 @@ def test_an_unknown_output_is_refused_with_a_guess(session: Session) -> None:
         session.run({"x": X}, "tone", outputs=["w"])
 
 
+def test_a_text_is_not_taken_for_its_letters(session: Session) -> None:
+    with pytest.raises(VerificationError, match="given as the text 'q', expected a list") as caught:
+        session.run({"x": X}, "tone", outputs="q")
+    assert caught.value.hint == "give ['q']"
+
+
+def test_no_named_output_means_all_of_them(session: Session) -> None:
+    assert set(session.run({"x": X}, "tone", outputs=[])) == {"q", "v"}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("", "the folder is not a pack: it has no pack.json"), ("away", "the pack does not exist")],
+)
+def test_what_is_no_pack_is_told_as_such(place: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputMissingError, match=message) as caught:
+        Session(tmp_path / place)
+    assert caught.value.where.file == tmp_path / place
+    assert caught.value.hint == "give the folder that `lora-quant build -o` wrote"
+
+
 def test_parts_that_do_not_follow_a_strength_hold_it_where_it_was_compiled(tmp_path: Path) -> None:
     pack = Handmade(beyond_alpha={"tone": ["c", "g"]})
     session = Session(pack.write(tmp_path / "pack"))
@@ -284,6 +314,11 @@ CHOICES: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "another target": ({"target": "qnn"}, "the pack was built for 'onnxruntime', expected 'qnn'"),
     "no target of a session": ({"target": "qairt"}, "a session cannot run the target 'qairt'"),
     "a device that does not exist": ({"device": "gpu"}, "there is no device 'gpu'"),
+    "no thread": ({"threads": 0}, "threads is 0, expected 1 or more"),
+    "an architecture for the CPU": (
+        {"htp_arch": "73"},
+        "the HTP architecture '73' is given for a run on the CPU",
+    ),
     "a check that does not exist": ({"integrity": ""}, "there is no integrity check ''"),
     "a device of another target": (
         {"target": "onnxruntime", "device": "htp"},

@@ -19,7 +19,7 @@ from lora_quant.cli.render_verification import show_verification
 from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, InputMissingError, LoraQuantError, VerificationError
-from lora_quant.runtime.inputs import guessed_axes, random_inputs
+from lora_quant.runtime.feeds.inputs import guessed_axes, random_inputs
 from lora_quant.runtime.verify.settings import DEFAULT_TOLERANCE
 from lora_quant.runtime.verify.verification import Verification
 from lora_quant.runtime.verify.verify import verify

@@ -14,10 +14,11 @@ from lora_quant.cli.render_verification import show_verification
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import VerificationError
-from lora_quant.runtime.inputs import Lengths, random_inputs
+from lora_quant.runtime.feeds.inputs import Lengths, random_inputs
 from lora_quant.runtime.verify.verify import verify
 from tests.adapters.builders import pair, write
 from tests.builders import GraphBuilder
+from tests.mixes import mixed
 from tests.runtime.kinds import KINDS, Tensors, edit_tensors, failed
 from tests.validation.packs import edit_manifest, rehash
 
@@ -61,6 +62,8 @@ def with_cache() -> GraphBuilder:
 
 
 GRAPHS = {"prompt_tuning": with_embeds, "prefix_tuning": with_cache}
+BASES = {"prompt_tuning": "llama_embeds", "prefix_tuning": "llama_cache"}
+"""Graphs that attend over the prompt in more nodes than these, and that the engine fuses."""
 
 
 def prompt_pack(folder: Path, case: str, target: str = "qairt") -> Path:
@@ -185,3 +188,21 @@ def test_lengths_of_a_past_reach_masks_and_positions() -> None:
     assert found["attention_mask"].shape == (1, 8)
     assert found["position_ids"].tolist() == [[5, 6, 7]]
     assert found["past_key_values.0.key"].shape == (1, 2, 5, 4)
+
+
+@pytest.mark.parametrize(("case", "base"), sorted(BASES.items()))
+def test_a_pack_of_prompts_alone_is_verified(case: str, base: str, tmp_path: Path) -> None:
+    """No weight changes, so that only the engine's fusions tell what rounding costs.
+
+    Its adapter files hold nothing: there is no input that they could replace.
+    """
+    graph = KINDS / "bases" / base / "model.onnx"
+    result = mixed(tmp_path / "pack", graph, {"it": {case: 1.0}}, targets=("qairt", "onnxruntime"))
+    (target,) = (t for t in result.manifest.targets if t.name == "onnxruntime")
+    assert target.inputs == ()
+    assert [f.use_case for f in target.files if f.role == "adapter"] == ["base", "it"]
+    verified = verify(result.output)
+    assert verified.ok
+    errors = {(t.target, e.use_case): e for t in verified.targets for e in t.errors}
+    assert errors["onnxruntime", "it"].effect > 0.1
+    assert errors["onnxruntime", "base"].bound < 1e-5 * errors["onnxruntime", "base"].magnitude

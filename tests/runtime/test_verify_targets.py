@@ -14,8 +14,8 @@ from lora_quant.cli.render_verification import show_verification
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import VerificationError
-from lora_quant.runtime.pack import open_pack
 from lora_quant.runtime.verify.cut_branches import without_branches
+from lora_quant.runtime.verify.pack import open_pack
 from lora_quant.runtime.verify.verify import verify
 from tests.runtime.adapter_edits import Parameters, edit_adapter
 from tests.runtime.kinds import effect, pack_of

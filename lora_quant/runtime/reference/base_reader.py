@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseSizes, Tile
 from lora_quant.config.attach_map import read_attach_map
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
 from lora_quant.graph.attach.name_table import NameTable
-from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView
+from lora_quant.runtime.reference.base_view import BaseView, LinearView
 from lora_quant.runtime.reference.sites import Site
 
 

@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
 from lora_quant.runtime.reference.dequantized_view import dequantized, from_blocks, rounded
 
-Array = NDArray[Any]
 _NOTHING: Mapping[str, Array] = MappingProxyType({})
 _LAYOUT = ("Transpose", "Identity", "Cast")
 _GRIDS = ("DequantizeLinear", "QuantizeLinear")

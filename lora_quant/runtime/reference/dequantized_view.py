@@ -15,9 +15,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
-
-Array = NDArray[Any]
 
 
 def dequantized(q: Array, scale: Array, zero: Array | None, axis: int, block_size: int) -> Array:

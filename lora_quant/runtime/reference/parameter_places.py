@@ -17,9 +17,10 @@ import numpy as np
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.description import ParameterShape
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where, some
 from lora_quant.graph.attach.name_table import NameTable
-from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView
+from lora_quant.runtime.reference.base_view import BaseView, LinearView
 
 _LINEAR = frozenset({"MatMul", "Gemm", "Conv", "Gather"})
 

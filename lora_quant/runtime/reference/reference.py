@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView
+from lora_quant.engines.onnxruntime import Array
+from lora_quant.runtime.reference.base_view import BaseView, LinearView
+from lora_quant.runtime.reference.engine import Engine
 from lora_quant.runtime.reference.token_paths import (
     GATE,
     PathNodes,
@@ -32,7 +34,6 @@ from lora_quant.runtime.reference.token_paths import (
     PathValues,
     no_values,
 )
-from lora_quant.runtime.verify.engine import Engine
 
 
 @dataclass(frozen=True, eq=False)

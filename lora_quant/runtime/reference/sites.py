@@ -17,7 +17,7 @@ from lora_quant.config.manifest import Manifest
 from lora_quant.errors import VerificationError, Where
 from lora_quant.graph.attach.name_table import NameTable
 from lora_quant.graph.attach.resolver import Resolver
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.module_requests import module_request
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_quant.runtime.reference.base_view import Array, LinearView
+from lora_quant.engines.onnxruntime import Array
+from lora_quant.runtime.reference.base_view import LinearView
 
 GATE = "lora_quant/gate_{}"
 """Name of the gate's input `[batch, tokens, 1]` of one type, shared by all gated paths."""

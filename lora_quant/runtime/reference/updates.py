@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.base_modules import BaseModules
 from lora_quant.adapters.lowered import Dense, Lowered
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.reference.base_reader import BaseReader
-from lora_quant.runtime.reference.base_view import Array, BaseView, LinearView, spread
+from lora_quant.runtime.reference.base_view import BaseView, LinearView, spread
 from lora_quant.runtime.reference.parameter_places import Places
 from lora_quant.runtime.reference.reference import BaseChange, NodeChange
 from lora_quant.runtime.reference.sites import Site, Sites

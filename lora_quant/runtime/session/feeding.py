@@ -33,7 +33,8 @@ def check_fed(
                 f"the input {name!r} belongs to use cases and their strengths: a value given by "
                 "hand would mix two of them",
                 where=where,
-                hint="leave it out; choose the use case and its strengths with UseCaseRunConfig",
+                hint="leave it out; choose use case and strengths with --use-case and --alpha, in "
+                "Python with UseCaseRunConfig",
             )
         value = known.get(name)
         if value is None:
@@ -53,7 +54,13 @@ def check_fed(
 
 
 def check_outputs(outputs: Sequence[str], known: Collection[str], source: Path) -> None:
-    """Raises VerificationError for an output that the graph has not."""
+    """Raises VerificationError for an output that the graph has not, and for a lone text."""
+    if isinstance(outputs, str):
+        raise VerificationError(
+            f"outputs are given as the text {outputs!r}, expected a list of names",
+            where=Where(file=source),
+            hint=f"give [{outputs!r}]",
+        )
     for name in outputs:
         if name not in known:
             raise VerificationError(

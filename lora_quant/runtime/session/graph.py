@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lora_quant.config.manifest_records import OverridableRecord, TargetRecord
 from lora_quant.engines.onnxruntime import GraphValue, LoadedGraph, open_graph, spelt
-from lora_quant.engines.qnn import ARCHITECTURES, open_on_htp
-from lora_quant.errors import ConfigError, VerificationError, Where, did_you_mean
+from lora_quant.engines.qnn import chosen_arch, open_on_htp
+from lora_quant.errors import VerificationError, Where
 from lora_quant.runtime.session.pack_files import REBUILD, Device, SessionPack
 
 
@@ -16,8 +16,8 @@ def open_session_graph(
 ) -> LoadedGraph:
     """Open the graph of the target, or what is compiled of it for the HTP.
 
-    Raises ConfigError for an architecture that the HTP has not, VerificationError if the engine
-    does not open the graph, or if it has other inputs than the manifest records.
+    Raises ConfigError for an architecture that the HTP or the graph has not, VerificationError if
+    the engine does not open the graph, or if it has other inputs than the manifest records.
     """
     graph = _open(pack, device, threads, htp_arch)
     _check_graph(graph, pack.target, pack.require("graph"))
@@ -51,14 +51,10 @@ def _open(
     graph = pack.require("graph")
     if device == "cpu":
         return open_graph(graph, threads=threads)
-    if htp_arch is None:
-        return open_on_htp(pack.find("context") or graph)
-    if htp_arch not in ARCHITECTURES:
-        raise ConfigError(
-            f"the HTP has no architecture {htp_arch!r}",
-            hint=did_you_mean(htp_arch, ARCHITECTURES, most=len(ARCHITECTURES)),
-        )
-    return open_on_htp(graph, htp_arch=htp_arch)
+    built = pack.target.htp_arch
+    chosen = chosen_arch(htp_arch, built)
+    compiled = pack.find("context") if chosen == built else None
+    return open_on_htp(compiled or graph, htp_arch=chosen)
 
 
 def _check_graph(graph: LoadedGraph, target: TargetRecord, source: Path) -> None:

@@ -10,14 +10,14 @@ import onnx
 
 from lora_quant.config.run_config import UseCaseRunConfig
 from lora_quant.engines.onnxruntime import Array
-from lora_quant.errors import VerificationError, Where, did_you_mean
+from lora_quant.errors import PackError, VerificationError, Where, did_you_mean
 from lora_quant.findings import Finding, Severity
-from lora_quant.runtime.inputs import read_inputs
+from lora_quant.runtime.feeds.inputs import read_inputs
+from lora_quant.runtime.feeds.use_case_feeds import Feeds
 from lora_quant.runtime.session.array_files import check_output, write_arrays
 from lora_quant.runtime.session.choice import BASE
 from lora_quant.runtime.session.pack_files import Device
 from lora_quant.runtime.session.session import Session
-from lora_quant.runtime.verify.feeds import Feeds
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def run_pack(request: RunRequest) -> RunResult:
     Raises PackError if the file may not be written, before anything runs, and what Session raises.
     """
     if request.output is not None:
+        _check_place(request, request.output)
         check_output(request.output, force=request.force)
     given = None if request.inputs is None else read_inputs(request.inputs)
     with Session(
@@ -71,6 +72,7 @@ def run_pack(request: RunRequest) -> RunResult:
         name = None if config is None else config.name
         inputs = _random(session, request.seed, name) if given is None else given
         gate = _gate(session, name, inputs, request.gate_from)
+        findings = (*_ungated(request.gate_from, gate), *_clipped(session, config, strengths))
         outputs = session.run(
             inputs,
             BASE if config is None else config,
@@ -78,10 +80,26 @@ def run_pack(request: RunRequest) -> RunResult:
             outputs=list(request.outputs) or None,
         )
         target = session.target
-        findings = tuple(_clipped(session, config, strengths))
     if request.output is not None:
         write_arrays(request.output, outputs, force=request.force)
     return RunResult(target, strengths, outputs, findings)
+
+
+def _check_place(request: RunRequest, output: Path) -> None:
+    """Raises PackError for a file among what the run reads, which --force would replace."""
+    place = output.resolve()
+    if place.is_relative_to(request.pack.resolve()):
+        raise PackError(
+            "the output file lies inside the pack, which holds only what its build wrote",
+            where=Where(file=output),
+            hint="choose a file outside of it",
+        )
+    if request.inputs is not None and place == request.inputs.resolve():
+        raise PackError(
+            "the output file is the one with the inputs",
+            where=Where(file=output),
+            hint="choose another file",
+        )
 
 
 def _random(session: Session, seed: int, use_case: str | None) -> dict[str, Array]:
@@ -124,3 +142,13 @@ def _gate(
             hint=did_you_mean(source, inputs),
         )
     return None if use_case is None else session.gate(use_case, inputs[source]) or None
+
+
+def _ungated(source: str | None, gate: Mapping[str, Array] | None) -> Iterator[Finding]:
+    if source is not None and gate is None:
+        yield Finding(
+            "run/no-gate",
+            Severity.NOTE,
+            f"nothing that ran waits for invocation tokens: the gate from {source!r} changes "
+            "nothing",
+        )

@@ -24,10 +24,10 @@ from lora_quant.config.manifest_records import UseCaseRecord
 from lora_quant.config.run_config import UseCaseRunConfig
 from lora_quant.engines.onnxruntime import Array, Arrays, GraphValue, LoadedGraph
 from lora_quant.errors import ConfigError, VerificationError, Where
-from lora_quant.runtime.gates import Gate, gate_input, refuse_gate, token_gate
-from lora_quant.runtime.prompts import with_prompt
+from lora_quant.runtime.feeds.prompts import with_prompt
 from lora_quant.runtime.session.choice import BASE, Base, Choice
 from lora_quant.runtime.session.feeding import check_fed, check_outputs
+from lora_quant.runtime.session.gates import Gate, gate_input, refuse_gate, token_gate
 from lora_quant.runtime.session.graph import Ports, open_session_graph
 from lora_quant.runtime.session.pack_files import Device, Integrity, open_session_pack
 from lora_quant.runtime.session.strengths import strength_values, strengths_of
@@ -49,8 +49,8 @@ class Session:
     """A pack that runs. Safe to use from several threads; a context manager that closes it.
 
     target: `onnxruntime` or `qnn`; the first of them that the pack has if None. device: `cpu`, or
-    `htp` for the qnn target on the HTP or its emulation. htp_arch: the architecture that the graph
-    is compiled for; if None, what the pack has compiled is taken, or else the default.
+    `htp` for the qnn target on the HTP or its emulation. htp_arch: the architecture of the
+    HTP, that which the pack was built for if None; for another the graph is compiled anew.
     integrity: `full` hashes every file of the target once, `quick` leaves out those above 16 MiB.
     threads: that compute one operator on the CPU; the engine's choice if None.
     """
@@ -67,10 +67,11 @@ class Session:
     ) -> None:
         """Check the files and open the graph; no use case is loaded yet.
 
-        Raises ConfigError if the pack holds nothing to run, InputMissingError or VerificationError
-        if its files are not those that were built, VerificationError if the engine does not open
-        the graph.
+        Raises ConfigError if the pack holds nothing to run, or for an option that means nothing,
+        InputMissingError or VerificationError if its files are not those that were built,
+        VerificationError if the engine does not open the graph.
         """
+        _check_options(device, threads, htp_arch)
         self._pack = open_session_pack(
             Path(pack), target=target, device=device, integrity=integrity
         )
@@ -162,13 +163,13 @@ class Session:
             )
         ports = self._ports
         fed = check_fed(inputs, ports.required, ports.optional, ports.reserved, self._source)
-        if outputs is not None:
+        if outputs:
             check_outputs(outputs, [value.name for value in ports.outputs], self._source)
         use_case = active.use_case
         if use_case is not None and use_case.prompt is not None and use_case.record.prompt:
             fed = with_prompt(fed, use_case.record.prompt, use_case.prompt)
         fed.update(self._gates(None if use_case is None else use_case.record, gate))
-        return graph.run(fed, active.values, outputs)
+        return graph.run(fed, active.values, outputs or None)
 
     def strengths(self, config: UseCaseRunConfig | str) -> dict[str, float]:
         """Adapter -> strength of a run with `config`; ConfigError as for `run`."""
@@ -286,3 +287,15 @@ class Session:
                 raise refuse_gate(use_case)
             return {}
         return {alpha.gate.tensor: gate_input(alpha, use_case, gate, self._ports.gate_sizes)}
+
+
+def _check_options(device: Device, threads: int | None, htp_arch: str | None) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(
+            f"threads is {threads}, expected 1 or more", hint="leave it out for the engine's choice"
+        )
+    if htp_arch is not None and device == "cpu":
+        raise ConfigError(
+            f"the HTP architecture {htp_arch!r} is given for a run on the CPU",
+            hint="leave it out, or give the device 'htp'",
+        )

@@ -1,26 +1,30 @@
 """Loading the adapter file of a use case, and what the engines do not check about it.
 
 The engines take an adapter of another graph, keep the default of a tensor that a file lacks, and
-see only in the middle of a run that two ranks do not meet. So names, dtypes, shapes, ranks and the
-fingerprint of the graph are compared here, before any of them sees a value.
+see only in the middle of a run that two ranks do not meet. So names, dtypes, shapes, ranks, grids,
+strengths and the fingerprint of the graph are compared here, before any of them sees a value.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_quant.config.manifest_records import TargetRecord, UseCaseRecord
+import numpy as np
+
+from lora_quant.config.manifest_records import OverridableRecord, TargetRecord, UseCaseRecord
 from lora_quant.engines.adapter_file import AdapterFile, read_adapter
 from lora_quant.engines.onnxruntime import Array, GraphValue, LoadedGraph, spelt
 from lora_quant.errors import VerificationError, Where, some
-from lora_quant.runtime.prompts import read_prompt
+from lora_quant.runtime.feeds.prompts import read_prompt
 from lora_quant.runtime.session.graph import fits, told
 from lora_quant.runtime.session.pack_files import REBUILD, SessionPack
+from lora_quant.runtime.session.strengths import strength_values
 from lora_quant.validation.adapter_file import read_adapter_file
+from lora_quant.validation.pack.overridable import owner_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,7 @@ def load_use_case(pack: SessionPack, name: str, graph: LoadedGraph) -> LoadedUse
         _check_names(path, pack.target, name)
         file = read_adapter(path)
         _check_parameters(file, pack.target, graph, name)
+        _check_strengths(file, pack, record)
     prompt = None
     if record.prompt is not None:
         prompt = read_prompt(pack.require("prompt", name), record.prompt)
@@ -97,7 +102,45 @@ def _check_parameters(
                 where=Where(file=file.path, use_case=use_case, tensor=name),
                 hint=REBUILD,
             )
+    _check_grids(found, records.values(), where)
     _check_ranks(found, declared.values(), where)
+
+
+def _check_strengths(file: AdapterFile, pack: SessionPack, record: UseCaseRecord) -> None:
+    """They are those of the manifest; with the defaults, or another's, it is another use case."""
+    alpha = pack.alpha
+    if alpha is None or all(one.name != alpha.tensor for one in pack.target.inputs):
+        return
+    compiled = {slot.adapter: slot.alpha for slot in record.slots}
+    expected = strength_values(alpha, record, compiled)
+    given = file.values.get(alpha.tensor)
+    got = None if given is None else given.numpy()
+    if got is None or not np.array_equal(got, expected):
+        raise VerificationError(
+            "the strengths in the adapter file are "
+            f"{'missing' if got is None else got.tolist()}, the use case was compiled with "
+            f"{expected.tolist()}",
+            where=Where(file=file.path, use_case=record.name, tensor=alpha.tensor),
+            hint=REBUILD,
+        )
+
+
+def _check_grids(
+    found: Mapping[str, GraphValue], records: Iterable[OverridableRecord], where: Where
+) -> None:
+    """Codes, scales and zero points of a tensor are in the file together, or none of them is."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        parts[owner_of(record)].append(record.name)
+    for tensor, names in parts.items():
+        missing = [name for name in names if name not in found]
+        if missing and len(missing) < len(names):
+            raise VerificationError(
+                f"the adapter file has a part of what {tensor!r} is quantized with, and lacks "
+                f"{some(missing)}",
+                where=where,
+                hint=REBUILD,
+            )
 
 
 def _check_ranks(

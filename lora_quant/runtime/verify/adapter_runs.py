@@ -9,10 +9,10 @@ import numpy as np
 from onnx import ModelProto
 
 from lora_quant.engines.active_adapter import AdapterSession
-from lora_quant.runtime.pack import Pack
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.compiled import gate_values
+from lora_quant.runtime.verify.pack import Pack
 
 
 class AdapterRuns:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.config.manifest_records import UseCaseRecord
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import AlphaRecord, UseCaseRecord
-from lora_quant.runtime.verify.engine import Engine
+from lora_quant.runtime.reference.engine import Engine
 
 
 class CompiledGraph:

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from lora_quant.config.manifest_records import PromptRecord, UseCaseRecord
+from lora_quant.engines.onnxruntime import Array, open_graph
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.pack import Pack
-from lora_quant.runtime.prompts import with_prompt
-from lora_quant.runtime.reference.base_view import Array, BaseView
+from lora_quant.runtime.feeds.prompts import with_prompt
+from lora_quant.runtime.feeds.use_case_feeds import Feeds, first_of
+from lora_quant.runtime.reference.base_view import BaseView
+from lora_quant.runtime.reference.engine import Engine
 from lora_quant.runtime.reference.parameter_places import find_places
 from lora_quant.runtime.reference.reference import BaseChange, Reference
 from lora_quant.runtime.reference.sites import find_sites
@@ -28,9 +30,9 @@ from lora_quant.runtime.reference.updates import Updates
 from lora_quant.runtime.verify.adapter_factors import AdapterFactors
 from lora_quant.runtime.verify.approximation import Approximations, LayerError
 from lora_quant.runtime.verify.case import Case
-from lora_quant.runtime.verify.engine import Engine
+from lora_quant.runtime.verify.comparison import largest_difference
 from lora_quant.runtime.verify.factors import FactorSource, WeightsFile
-from lora_quant.runtime.verify.feeds import Feeds, first_of
+from lora_quant.runtime.verify.pack import Pack
 from lora_quant.runtime.verify.rounding import rounding_floors
 from lora_quant.runtime.verify.roundings import has_quantized_weights
 
@@ -67,7 +69,9 @@ class Expectations:
         places, self._reasons = find_places(view, self._adapters)
         self._updates = Updates(view, self._adapters, sites, places, mapping)
         self._gains = {name: view.linear(name).gain for name in self._updates.nodes}
+        self._prompts = {_key(u.prompt): u.prompt for u in self._manifest.use_cases}
         self._plain = self._run_base()
+        self._fused = self._run_fused() if floors else {}
         self._reference = Reference(
             view, self._updates.nodes, self._updates.constants, self._updates.paths()
         )
@@ -121,25 +125,37 @@ class Expectations:
     def _run_base(self) -> dict[str | None, dict[str, Array]]:
         """Outputs of the base as it is, for each prompt with zeros in its place."""
         engine = Engine(self._proto.SerializeToString(), self._path.parent, self._path)
-        prompts = {_key(u.prompt): u.prompt for u in self._manifest.use_cases}
+        try:
+            return {key: engine.run(feeds) for key, feeds in self._blank_feeds()}
+        except VerificationError as error:
+            guessed = self._feeds.guessed
+            if not guessed:
+                raise
+            raise VerificationError(
+                error.message,
+                where=error.where,
+                hint="give inputs with --inputs FILE: the graph does not tell the lengths of "
+                f"{first_of(guessed)}; each was taken to be 1",
+            ) from error
+
+    def _run_fused(self) -> dict[str | None, dict[str, float]]:
+        """How far fusions move each output of the base, for each prompt; whole numbers have 0."""
+        proto, path = self._proto.SerializeToString(), self._path
+        graph = open_graph(proto, source=path, data_folder=path.parent)
         found = {}
-        for key, prompt in {None: None, **prompts}.items():
-            feeds = self._feeds.of(prompt)
-            if prompt is not None:
-                feeds = _blank(feeds, prompt)
-            try:
-                found[key] = engine.run(feeds)
-            except VerificationError as error:
-                guessed = self._feeds.guessed
-                if not guessed:
-                    raise
-                raise VerificationError(
-                    error.message,
-                    where=error.where,
-                    hint="give inputs with --inputs FILE: the graph does not tell the lengths of "
-                    f"{first_of(guessed)}; each was taken to be 1",
-                ) from error
+        for key, feeds in self._blank_feeds():
+            plain = self._plain[key]
+            found[key] = {
+                name: largest_difference(y, plain[name]) if y.dtype.kind == "f" else 0.0
+                for name, y in graph.run(feeds).items()
+            }
         return found
+
+    def _blank_feeds(self) -> Iterator[tuple[str | None, Mapping[str, Array]]]:
+        """Inputs of the base without a prompt, and with zeros in the place of each."""
+        for key, prompt in {None: None, **self._prompts}.items():
+            feeds = self._feeds.of(prompt)
+            yield key, feeds if prompt is None else _blank(feeds, prompt)
 
     def _strengths_of(self, use_case: UseCaseRecord) -> Mapping[str, float]:
         """Adapter -> strength, in the order in which adapters act."""
@@ -221,7 +237,8 @@ class Expectations:
         wanted = self._reference.run(feeds, change)
         floors = {}
         if self._floors:
-            floors = rounding_floors(self._reference, feeds, change, wanted)
+            fused = self._fused[_key(use_case.prompt)]
+            floors = rounding_floors(self._reference, feeds, change, wanted, fused)
         if approximations is None:
             return wanted, None, floors
         if gates.on and per_token is None:

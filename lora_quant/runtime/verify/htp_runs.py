@@ -15,7 +15,7 @@ from onnx import GraphProto
 
 from lora_quant.engines.adapter_file import read_adapter
 from lora_quant.engines.htp_processes import run_on_htp
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import equal
 from lora_quant.runtime.verify.htp_bound import (
@@ -53,7 +53,7 @@ class HtpRuns:
         self._path = path
         self._settings = settings
         self._steps = output_steps(graph)
-        self._bounds = product_bounds(graph)
+        self._bounds = product_bounds(graph, settings.htp_arch)
         self._has_functions = has_functions(graph)
         self._runs: list[HtpRun] = []
         self.steps: list[OutputSteps] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import OutputError, compare
 from lora_quant.runtime.verify.settings import Settings

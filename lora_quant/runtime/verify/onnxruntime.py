@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_quant.runtime.pack import Pack
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.adapter_runs import AdapterRuns
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import equal
 from lora_quant.runtime.verify.judge import Judge
+from lora_quant.runtime.verify.pack import Pack
 from lora_quant.runtime.verify.roundings import (
     has_four_bit_weights,
     has_quantized_weights,
@@ -66,7 +66,7 @@ class OnnxruntimeVerifier:
         return TargetVerification(
             target=TARGET,
             how="ONNX Runtime on the CPU with the adapter file of each use case, against the base "
-            "graph with changed weights",
+            "graph with the adapters put into its weights",
             base="the base graph",
             base_exact=self._base_exact,
             errors=tuple(self._judge.errors),

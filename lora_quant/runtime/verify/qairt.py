@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_quant.runtime.pack import Pack
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import equal
 from lora_quant.runtime.verify.compiled import CompiledGraph
 from lora_quant.runtime.verify.judge import Judge
+from lora_quant.runtime.verify.pack import Pack
 from lora_quant.runtime.verify.roundings import rounds_activations
 from lora_quant.runtime.verify.settings import Settings
 from lora_quant.runtime.verify.verification import TargetVerification
@@ -54,7 +54,7 @@ class QairtVerifier:
         return TargetVerification(
             target="qairt",
             how="weights in the place of the initializers, ONNX Runtime on the CPU, against the "
-            "base graph with changed weights",
+            "base graph with the adapters put into its weights",
             base="the base graph",
             base_exact=self._base_exact,
             errors=tuple(self._judge.errors),

@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.engines.qnn import unavailable_reason
 from lora_quant.errors import VerificationError
-from lora_quant.runtime.pack import Pack
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.runtime.reference.engine import Engine
 from lora_quant.runtime.verify.adapter_runs import AdapterRuns
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import equal
 from lora_quant.runtime.verify.cut_branches import without_branches
-from lora_quant.runtime.verify.engine import Engine
 from lora_quant.runtime.verify.htp_runs import HtpRun, HtpRuns
 from lora_quant.runtime.verify.judge import Judge
+from lora_quant.runtime.verify.pack import Pack
 from lora_quant.runtime.verify.session_check import SessionCheck
 from lora_quant.runtime.verify.settings import Settings
 from lora_quant.runtime.verify.sqnr import decibels_of
@@ -41,6 +41,7 @@ class QnnVerifier:
 
     def __init__(self, pack: Pack, settings: Settings) -> None:
         self._pack = pack
+        self._settings = settings
         self._proto, self._path = pack.graph(TARGET)
         self._judge = Judge(settings, quantized=True)
         self._runs = AdapterRuns(pack, TARGET, self._proto, self._path)
@@ -90,7 +91,7 @@ class QnnVerifier:
         return TargetVerification(
             target=TARGET,
             how="the Q/DQ graph on the CPU with the adapter file of each use case, against the "
-            "float base graph with changed weights",
+            "float base graph with the adapters put into its weights",
             base="the same Q/DQ graph with the branches cut out",
             base_exact=self._base_exact,
             ratios=tuple(self._judge.ratios),
@@ -102,9 +103,16 @@ class QnnVerifier:
         )
 
     def _context(self) -> Path | None:
-        """The compiled context, unchanged since the build; None if the pack has none."""
+        """The compiled context, unchanged since the build; None if there is none to be run."""
         manifest = self._pack.manifest
         if not manifest.files(TARGET, role="context"):
+            return None
+        compiled = self._pack.target(TARGET).htp_arch
+        if compiled != self._settings.htp_arch:
+            self._notes.append(
+                f"the compiled context is for the HTP architecture {compiled}, and was not run on "
+                f"{self._settings.htp_arch}"
+            )
             return None
         for data in manifest.files(TARGET, role="context-data"):
             self._pack.checked(data)

@@ -1,6 +1,6 @@
 """How far rounding alone may take an output: measured, since no formula knows the graph.
 
-    floor  =  4 * max( max|y_moved - y_ref|, u * max|y_ref| )
+    floor  =  4 * max( max|y_moved - y_ref|, max|base_fused - base|, u * max|y_ref| )
 
 y_moved is the reference with every weight that adapters can change, and every constant that they
 can replace, moved to one of the two numbers next to it, by seeded signs. To the reference that is
@@ -18,8 +18,14 @@ different, and about one unit for each Add of a branch. Measured on MatMuls in a
 them and 8 to 2048 wide, it is off by up to 2.2 times max|y_moved - y_ref|; 4 leaves room for the
 largest of more draws.
 
+A target that runs with fusions has other sums in every node, also where no adapter changes a
+weight, so that nothing is moved: base_fused is what that makes of the base graph. It counts up to
+1024 u of the output, what sums of 6e6 terms may cost. Beyond, the engine does not reorder sums: it
+computes with integers of 8 bits, say, and what that costs (2^-10 of the output and more, 2^14 u of
+float32) must not hide an adapter that is not applied.
+
 Where outputs are few, the largest of a draw may be near zero by chance: draws are repeated until
-each output had 16 values. u is the unit roundoff of the graph, and the second term what rounding
+each output had 16 values. u is the unit roundoff of the graph, and the last term what rounding
 the output itself may cost.
 """
 
@@ -31,12 +37,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.reference.reference import BaseChange, Reference
 from lora_quant.runtime.verify.comparison import largest_difference
 
 FACTOR = 4
 _VALUES = 16
+_MOST_OF_FUSIONS = 1024
 
 
 def rounding_floors(
@@ -44,13 +51,18 @@ def rounding_floors(
     inputs: Mapping[str, Array],
     change: BaseChange,
     wanted: Mapping[str, Array],
+    fused: Mapping[str, float],
 ) -> dict[str, float]:
     """What rounding may change in each output of floats; `wanted` are those with `change`.
 
-    NaN for an output that is not finite.
+    `fused` is how far each output of the base is off where the engine fuses nodes. NaN for an
+    output that is not finite.
     """
     floats = {name: y for name, y in wanted.items() if y.size and y.dtype.kind == "f"}
     found = {name: reference.unit * _magnitude(y) for name, y in floats.items()}
+    for name, one in found.items():
+        if fused[name] <= _MOST_OF_FUSIONS * one:
+            found[name] = max(one, fused[name])
     draws = math.ceil(_VALUES / min((y.size for y in floats.values()), default=_VALUES))
     generator = np.random.default_rng(0)
     for _ in range(draws):

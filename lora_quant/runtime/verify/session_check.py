@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import LoraQuantError
-from lora_quant.runtime.reference.base_view import Array
 from lora_quant.runtime.session.session import Session
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.comparison import equal

@@ -18,9 +18,11 @@ is 10 dB and 32 per cent. Packs of wider weights deserve more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lora_quant.engines.qnn import DEFAULT_ARCH
+from lora_quant.errors import ConfigError, Where
 
 DEFAULT_TOLERANCE = 1e-4
 _MIN_SQNR = 15.0
@@ -39,6 +41,16 @@ class Settings:
     min_sqnr: float | None = None
     max_steps: float | None = None
     htp_arch: str = DEFAULT_ARCH
+
+    def __post_init__(self) -> None:
+        """ConfigError for a bound that is negative or not finite: nothing, or all, would pass."""
+        for name in ("tolerance", "min_sqnr", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(
+                    f"{name} is {value}, expected a finite number from 0 on",
+                    where=Where(field=name),
+                )
 
     def least_sqnr(self, *, four_bits: bool = False) -> float:
         """min_sqnr, or its default for adapters whose weights have 4 bits or more."""

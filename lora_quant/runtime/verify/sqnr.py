@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 
 _MORE_NOISE = 2.0
 """3 dB: grids of a use case that has no adapter are as good as the graph's own, or nearly."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from lora_quant.engines.onnxruntime import Arrays
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.inputs import Arrays, graph_inputs
+from lora_quant.runtime.feeds.inputs import graph_inputs
 
 
 def with_fixed_sizes(proto: ModelProto, static: ModelProto) -> ModelProto:

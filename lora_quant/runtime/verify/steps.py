@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.comparison import largest_difference
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.runtime.verify.case import Case
 from lora_quant.runtime.verify.verification import TargetVerification
 

@@ -33,9 +33,9 @@ class TargetVerification:
 
     how: what was run, and against what. errors: outputs against the reference, of float graphs;
     ratios: of quantized ones. steps, device_ratios: the device against the CPU, and against the
-    reference. base_exact: without adapters the
-    graph is `base`, bit for bit; None for a merged graph, whose adapters cannot be switched off.
-    same: other numbers that have to be equal. notes: what was not looked at, and why.
+    reference. base_exact: without adapters the graph is `base`, bit for bit; None for a merged
+    graph, whose adapters cannot be switched off. same: other numbers that have to be equal. notes:
+    what was not looked at, and why.
     """
 
     target: str

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import onnx
 
-from lora_quant.engines.qnn import DEFAULT_ARCH
+from lora_quant.engines.qnn import chosen_arch
 from lora_quant.errors import VerificationError, Where
 from lora_quant.passes.compilation import Progress, no_progress
-from lora_quant.runtime.inputs import check_inputs, read_inputs
-from lora_quant.runtime.pack import Pack, open_pack
+from lora_quant.runtime.feeds.inputs import check_inputs, read_inputs
+from lora_quant.runtime.feeds.use_case_feeds import Feeds, check_types
 from lora_quant.runtime.verify.expectation import Expectations
-from lora_quant.runtime.verify.feeds import Feeds, check_types
 from lora_quant.runtime.verify.onnxruntime import OnnxruntimeVerifier
+from lora_quant.runtime.verify.pack import Pack, open_pack
 from lora_quant.runtime.verify.qairt import QairtVerifier
 from lora_quant.runtime.verify.qnn import QnnVerifier
 from lora_quant.runtime.verify.settings import DEFAULT_TOLERANCE, Settings
@@ -47,7 +47,7 @@ def verify(
     tolerance: float = DEFAULT_TOLERANCE,
     min_sqnr: float | None = None,
     max_steps: float | None = None,
-    htp_arch: str = DEFAULT_ARCH,
+    htp_arch: str | None = None,
     targets: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> Verification:
@@ -55,14 +55,16 @@ def verify(
 
     `base` says where the base graph is now, `sources` where the folder of the configuration is,
     with everything beside it. `inputs` names a .npz or .safetensors file; without it inputs are
-    random. `targets` are those to verify, all if empty. For the rest see settings.py. Raises
-    VerificationError if something cannot be run or has changed, or if there is nothing to verify;
-    ConfigError for a target that the pack does not have.
+    random. `targets` are those to verify, all if empty. `htp_arch` is that which the pack was built
+    for if None. For the rest see settings.py. Raises VerificationError if something cannot be run
+    or has changed, or if there is nothing to verify; ConfigError for a target that the pack does
+    not have, and an architecture that its graph cannot run on.
     """
-    settings = Settings(tolerance, min_sqnr, max_steps, htp_arch)
     pack = open_pack(folder, sources)
     manifest = pack.manifest
     chosen, notes = _choose(pack, targets)
+    built = pack.target(_STATIC).htp_arch if _STATIC in chosen else None
+    settings = Settings(tolerance, min_sqnr, max_steps, chosen_arch(htp_arch, built))
     base_proto, base_path = pack.base_graph(base)
     check_types(manifest, base_proto, base_path)
     example = base_proto

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from lora_quant.errors import InputMissingError, VerificationError, Where, did_you_mean
-
-Arrays = Mapping[str, NDArray[Any]]
+from lora_quant.engines.onnxruntime import Array, Arrays
+from lora_quant.errors import (
+    ConfigError,
+    InputMissingError,
+    VerificationError,
+    Where,
+    did_you_mean,
+)
 
 # Of symbolic axes whose names speak of a sequence; what nothing tells is 1 (a batch).
 SEQUENCE_LENGTH = 8
@@ -22,14 +27,16 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 _MAX_ID = 1_000_000
 _PAST = re.compile(r"^past(_key_values)?")
 _CACHE_AXES = 4
+_WRITE_HINT = "write them with numpy.savez or safetensors.numpy.save_file"
 
 
-def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
+def read_inputs(path: Path) -> dict[str, Array]:
     """Arrays by input name from a .npz or .safetensors file; nothing in it is executed."""
     if not path.is_file():
         raise InputMissingError("there is no file with inputs here", where=Where(file=path))
     try:
         if path.suffix == ".npz":
+            zipfile.ZipFile(path).close()  # numpy takes another file for a pickled one, and says so
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if path.suffix == ".safetensors":
@@ -40,10 +47,12 @@ def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
         raise VerificationError(
             f"the inputs cannot be read: {error}",
             where=Where(file=path),
-            hint="write them with numpy.savez or safetensors.numpy.save_file",
+            hint=_WRITE_HINT,
         ) from error
     raise VerificationError(
-        f"inputs come as .npz or .safetensors, got {path.suffix!r}", where=Where(file=path)
+        f"inputs come as .npz or .safetensors, got {path.suffix!r}",
+        where=Where(file=path),
+        hint=_WRITE_HINT,
     )
 
 
@@ -78,13 +87,14 @@ class Lengths:
     past: int = 0
 
 
-def random_inputs(
-    proto: ModelProto, seed: int, lengths: Lengths = Lengths()
-) -> dict[str, NDArray[Any]]:
+def random_inputs(proto: ModelProto, seed: int, lengths: Lengths = Lengths()) -> dict[str, Array]:
     """Deterministic random inputs: token ids within the vocabulary, masks of ones.
 
-    Floats are standard normal. Raises VerificationError for a type that cannot be guessed.
+    Floats are standard normal. Raises VerificationError for a type that cannot be guessed,
+    ConfigError for a negative seed.
     """
+    if seed < 0:
+        raise ConfigError(f"the seed of random inputs is {seed}, expected 0 or more")
     generator = np.random.default_rng(seed)
     vocabulary = _vocabulary_sizes(proto)
     axes = _Axes(lengths, _cache_lengths(proto))
@@ -116,7 +126,7 @@ def _random(
     vocabulary: int | None,
     axes: _Axes,
     generator: np.random.Generator,
-) -> NDArray[Any]:
+) -> Array:
     tensor = value.type.tensor_type
     told = (axes.length(dim) for dim in tensor.shape.dim)
     shape = tuple(1 if length is None else length for length in told)

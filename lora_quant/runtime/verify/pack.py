@@ -18,6 +18,7 @@ from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.manifest_records import PackFile, StoredFile, TargetRecord, UseCaseRecord
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import (
     ConfigError,
     InputMissingError,
@@ -26,8 +27,7 @@ from lora_quant.errors import (
     did_you_mean,
 )
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
-from lora_quant.runtime.prompts import read_prompt, with_prompt
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.runtime.feeds.prompts import read_prompt, with_prompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,16 +9,16 @@ from onnx import ModelProto, TensorProto
 
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import PromptRecord
+from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
-from lora_quant.runtime.inputs import (
+from lora_quant.runtime.feeds.inputs import (
     SEQUENCE_LENGTH,
     Lengths,
     graph_inputs,
     guessed_axes,
     random_inputs,
 )
-from lora_quant.runtime.prompts import prompt_tokens
-from lora_quant.runtime.reference.base_view import Array
+from lora_quant.runtime.feeds.prompts import prompt_tokens
 
 
 class Feeds:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from lora_quant.engines.onnxruntime import open_graph
-from lora_quant.runtime.inputs import Arrays
+from lora_quant.engines.onnxruntime import Array, Arrays, open_graph
 
 
 class Engine:
@@ -21,6 +17,6 @@ class Engine:
         )
         self.outputs = tuple(output.name for output in self._graph.outputs)
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Outputs by name, in the types of the graph; VerificationError as LoadedGraph.run."""
         return self._graph.run(inputs)

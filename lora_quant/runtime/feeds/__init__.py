@@ -1,0 +1,1 @@
+"""What a graph is fed: inputs, given or made, and soft prompts."""
