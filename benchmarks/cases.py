@@ -34,6 +34,20 @@ CASES = (
         asks="1.5 s CPU beyond reading and writing the adapters, 250 MB",
     ),
     Case(
+        "1b-onnxruntime",
+        "1B, target onnxruntime, beside the base",
+        "1b",
+        (),
+        build=("--beside-base", "--target", "onnxruntime"),
+    ),
+    Case(
+        "1b-onnxruntime-int8",
+        "1B, target onnxruntime with int8 LoRA weights, beside the base",
+        "1b",
+        (),
+        build=("--beside-base", "--target", "onnxruntime", "--lora-weights", "int8"),
+    ),
+    Case(
         "1b-copy",
         "1B, float, with a copy of the data file (dense, 2.47 GB)",
         "1b_dense",

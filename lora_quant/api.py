@@ -14,7 +14,7 @@ from lora_quant.config.options import BuildOptions
 from lora_quant.config.output_files import read_importer_config
 from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
-from lora_quant.graph.base import open_base
+from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
 from lora_quant.passes.contract import Pass
 from lora_quant.passes.runner import default_passes, run_passes

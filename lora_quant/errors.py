@@ -158,3 +158,13 @@ def some(names: Sequence[str], *, total: int | None = None, most: int = 5) -> st
     shown = names[:most]
     more = (len(names) if total is None else total) - len(shown)
     return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")
+
+
+def short(value: object, *, most: int = 80) -> str:
+    """A value as a message shows it: files can hold values of any length."""
+    return cut(repr(value), most=most)
+
+
+def cut(text: str, *, most: int) -> str:
+    """The start of a text, of at most `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."

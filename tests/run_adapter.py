@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Levels = onnxruntime.GraphOptimizationLevel
+# Older ones crash at the last level when inputs of half precision have defaults.
+IS_OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 30)
 LEVELS = {
     "none": Levels.ORT_DISABLE_ALL,
     "basic": Levels.ORT_ENABLE_BASIC,
     "extended": Levels.ORT_ENABLE_EXTENDED,
-    "all": Levels.ORT_ENABLE_ALL,
+    "all": Levels.ORT_ENABLE_EXTENDED if IS_OLD else Levels.ORT_ENABLE_ALL,
 }
 
 

@@ -72,7 +72,7 @@ def compiled(case: str, output: Path, options: BuildOptions | None = None) -> Bu
 def mapping_file(graph: Path, modules: list[dict[str, Any]], output: Path) -> Path:
     """The mapping that `lora-quant map` writes, in the order of the model's definition."""
     from lora_quant.graph.attach.catalog import attach_map
-    from lora_quant.graph.base import open_base
+    from lora_quant.graph.base.base_graph import open_base
 
     catalog = open_base(graph).catalog
     found = attach_map(catalog) | attach_map(catalog.embeddings)

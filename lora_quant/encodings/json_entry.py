@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.errors import EncodingsError, Where
+from lora_quant.errors import EncodingsError, Where, short
 from lora_quant.findings import Finding, Severity
 
 T = TypeVar("T")
@@ -131,8 +131,7 @@ def describe(value: Any) -> str:
         return "an object"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return short(value, most=60)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lora_quant.validation.adapter_check import ADAPTER_SUFFIX, check_adapter, i
 from lora_quant.validation.document_check import check_document
 from lora_quant.validation.kinds import Kind
 from lora_quant.validation.opened import is_binary
-from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.pack.check import check_pack
 
 SUFFIXES = (".json", ".yaml", ".yml", ".encodings", ADAPTER_SUFFIX)
 """Files of these suffixes are checked when a folder is named."""

@@ -9,11 +9,11 @@ from typing import ClassVar
 from lora_quant.config.finding_records import portable_relative
 from lora_quant.errors import GraphError, PackDefectError
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.files.saving import check_model_file
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder
-from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.pack.check import check_pack
 from lora_quant.validation.schema_check import Depth
 
 _SHOWN = 5

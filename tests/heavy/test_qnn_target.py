@@ -111,7 +111,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         {"activation_bits": 8},
         8,
     ),
-    "16-bit weights": ({"model": mlp([1, 8], bias=False)}, {"weight_bits": 16}, 64),
+    "16-bit weights": ({"model": mlp([1, 8], bias=False)}, {"weight_bits": 16}, 20),
     "dora": (
         {
             "model": mlp([1, 8], bias=True),
@@ -138,8 +138,8 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_use_case_is_as_on_the_cpu(form: str, tmp_path: Path) -> None:
     """Measured with 16-bit activations: up to 7 steps, of 65536, against 3 without branches, and 10
-    with one rank; with 16-bit weights up to 33, as the engine has them elsewhere; with 8-bit
-    activations up to 4 of 256. Almost twice as many are allowed.
+    with one rank; with 16-bit weights up to 10; with 8-bit activations up to 4 of 256. Almost twice
+    as many are allowed.
     """
     case_options, build_options, most = FORMS[form]
     case = mixed(tmp_path, **case_options)
@@ -149,6 +149,27 @@ def test_every_use_case_is_as_on_the_cpu(form: str, tmp_path: Path) -> None:
     for use_case in case.use_cases:
         assert steps(pack, "y_scale", htp[use_case], cpu[use_case]) <= most, use_case
     np.testing.assert_array_equal(htp[""], htp["base"])
+
+
+@pytest.mark.parametrize(
+    "form", ["matmul", "bias", "convolution", "8-bit activations", "alpha per rank", "rank 1"]
+)
+def test_strengths_of_zero_leave_the_base_bit_for_bit(form: str, tmp_path: Path) -> None:
+    """With the weights of the adapter in place. Where 0 of m is not the middle code, up to three
+    steps of every branch were measured.
+    """
+    case_options, build_options, _ = FORMS[form]
+    case = mixed(tmp_path, **case_options)
+    pack = tmp_path / "pack"
+    build(case.config, pack, BuildOptions(targets=("qnn",), **build_options))
+    every = []
+    for use_case in case.use_cases:
+        values = adapter_values(pack, use_case)
+        values["lora_alpha"] = np.zeros_like(values["lora_alpha"])
+        every.append({**case.feeds(100), **values})
+    base, *others = run_on_htp(pack / "qnn" / "model.onnx", every, seconds=SECONDS)
+    for found in others:
+        np.testing.assert_array_equal(found["y"], base["y"])
 
 
 def test_a_context_is_the_graph_bit_for_bit(tmp_path: Path) -> None:
@@ -237,8 +258,7 @@ LLAMA = {
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_what_exporters_write_runs_on_the_htp(exporter: str, tmp_path: Path) -> None:
     """Masks that are computed, or are constants of -3e38; IsNaN; Reciprocal: all that is in these
-    graphs. The model is small and sensitive: 31.7 dB apart without branches, 22 with both adapters;
-    3 less are allowed.
+    graphs. HTP and CPU are 49 to 57 dB apart; 3 less are allowed.
     """
     model = onnx.load(str(EXPORTS / exporter / "model.onnx"))
     case = mixed(tmp_path, model, modules=LLAMA)
@@ -247,21 +267,18 @@ def test_what_exporters_write_runs_on_the_htp(exporter: str, tmp_path: Path) -> 
     feeds = case.feeds(0)
     htp, cpu = on_both(pack, feeds, ["", *case.use_cases])
     for use_case in case.use_cases:
-        assert sqnr(cpu[use_case], htp[use_case]) > 19, use_case
-    assert sqnr(cpu["base"], htp["base"]) > 28
+        assert sqnr(cpu[use_case], htp[use_case]) > 46, use_case
     np.testing.assert_array_equal(htp[""], htp["base"])
 
 
 def test_the_whole_sample_runs_on_the_htp(tmp_path: Path) -> None:
-    """Norms and attention put HTP and CPU 36.6 dB apart without branches, and 35.9 to 37.0 with
-    them; 1.5 dB more is allowed.
+    """Norms and attention put HTP and CPU 57.6 to 61.2 dB apart; 3 dB more are allowed. It is 36
+    where the second factors of attention have no signed grid, as in the graphs that AIMET writes.
     """
     pack = tmp_path / "pack"
     build(CONFIG, pack, BuildOptions(targets=("qnn",)))
     prompt = load_file(SAMPLE / "reference" / "inputs.safetensors")["input_ids"][:1]
     htp, cpu = on_both(pack, {"input_ids": prompt}, ["", *ALPHAS])
-    base = sqnr(cpu["base"], htp["base"])
-    assert base > 35
     for use_case in ALPHAS:
-        assert sqnr(cpu[use_case], htp[use_case]) > base - 1.5, use_case
+        assert sqnr(cpu[use_case], htp[use_case]) > 54, use_case
     np.testing.assert_array_equal(htp[""], htp["base"])

@@ -90,12 +90,12 @@ def test_use_cases_never_mix(htp: Session) -> None:
 
 
 def test_strengths_are_absolute(htp: Session) -> None:
-    """0 is the base to the rounding of m on the HTP; BASE, whose weights are zeros, is exact."""
+    """0 is the base, bit for bit, as it is with weights of zeros."""
     off = logits(htp, strong(tone=0.0, legal=0.0))
     half = logits(htp, strong(tone=0.5, legal=0.3))
     full = logits(htp, "both")
     assert np.array_equal(logits(htp, strong(tone=1.0, legal=0.6)), full)
-    assert np.abs(off - logits(htp, BASE)).max() <= PART * np.abs(full - off).max()
+    assert np.array_equal(off, logits(htp, BASE))
     assert 0 < np.abs(half - off).max() < np.abs(full - off).max()
 
 

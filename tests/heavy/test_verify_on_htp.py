@@ -80,7 +80,7 @@ def test_a_wrong_strength_is_found_on_the_htp(pack: Path, tmp_path: Path) -> Non
 def test_sums_are_within_the_steps_of_their_roundings(
     model: onnx.ModelProto, modules: dict[str, tuple[int, ...]], bits: int, tmp_path: Path
 ) -> None:
-    """Measured 6 to 9 steps of 16 bits, of 14 that are allowed, and 4 of 8 bits, of 7."""
+    """Measured 6 to 9 steps of 16 bits, of 21 that are allowed, and 4 of 8 bits, of 7."""
     adapters = {"a": Adapter(4), "b": Adapter(8)}
     use_cases = {"base": {}, "one": {"a": 1.0}, "two": {"a": 1.0, "b": 0.5}}
     case = Case(tmp_path, model, modules, adapters, use_cases, bits=bits)
@@ -88,5 +88,5 @@ def test_sums_are_within_the_steps_of_their_roundings(
     result = verify(build(case.config, tmp_path / "out", BuildOptions(targets=("qnn",))).output)
     (target,) = result.targets
     assert result.ok
-    assert {round(e.bound) for e in target.steps} <= ({7} if bits == 8 else {13, 14})
+    assert {round(e.bound) for e in target.steps} <= ({7} if bits == 8 else {20, 21})
     assert all(e.effect is None or e.effect > 25 for e in target.device_ratios)

@@ -148,7 +148,7 @@ def test_two_packages_that_claim_one_name(install: Path) -> None:
     assert "two packages register the target 'qairt'" in caught.value.message
     assert "odd-plugin 2.1 (odd_plugin:Odd)" in caught.value.message
     assert "lora-quant " in caught.value.message
-    assert "(lora_quant.targets.qairt:QairtTarget)" in caught.value.message
+    assert "(lora_quant.targets.qairt.target:QairtTarget)" in caught.value.message
     assert caught.value.hint == "uninstall one of them, or rename its entry point"
 
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.pack.check import check_pack
 from lora_quant.validation.schema_check import Depth
 from tests.validation.packs import (
     edit_json,

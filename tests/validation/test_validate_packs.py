@@ -19,7 +19,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, Pass, PassResult
 from lora_quant.passes.runner import PIPELINE, default_passes
 from lora_quant.targets.files.pack_folder import PackFolder
-from lora_quant.validation.pack_check import check_pack
+from lora_quant.validation.pack.check import check_pack
 from lora_quant.validation.validate_packs import ValidatePacks
 from tests.adapters.builders import pair, write
 from tests.builders import attention, save

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_quant.config.documents import read_json
-from lora_quant.errors import AdapterError, Where
+from lora_quant.errors import AdapterError, Where, short
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_BYTES = 16 * 1024 * 1024
@@ -107,7 +107,7 @@ class PeftConfig:
 
     def _wrong(self, field: str, value: Any, expected: str) -> AdapterError:
         return AdapterError(
-            f"{field} is {_short(value)}, expected {expected}",
+            f"{field} is {short(value)}, expected {expected}",
             where=self.where(field),
             hint="save the adapter again with PEFT, or correct the field",
         )
@@ -129,7 +129,7 @@ def read_peft_config(file: Path) -> PeftConfig:
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str):
         raise AdapterError(
-            f"peft_type is {_short(peft_type)}, expected the name of an adapter kind",
+            f"peft_type is {short(peft_type)}, expected the name of an adapter kind",
             where=Where(file=file, field="peft_type"),
             hint='a LoRA adapter says "peft_type": "LORA"; is this an adapter?',
         )
@@ -143,8 +143,3 @@ def _is_positive(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     # an integer beyond the largest double has no place in a scale either
     return type(value) in (int, float) and abs(value) <= 1e300 and math.isfinite(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

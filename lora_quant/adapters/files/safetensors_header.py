@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from lora_quant.errors import AdapterError, Where
+from lora_quant.errors import AdapterError, Where, short
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -138,7 +138,7 @@ def _unique(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
     for name, value in pairs:
         if name in result:
             raise AdapterError(
-                f"the header names {_short(_printable(name))} twice: which one is meant?",
+                f"the header names {short(_printable(name))} twice: which one is meant?",
                 where=Where(file=file, tensor=_printable(name)),
                 hint="save the adapter again with one tensor of each name",
             )
@@ -164,7 +164,7 @@ def _tensor_info(name: str, entry: Any, start: int, file: Path) -> TensorInfo:
     if _printable(name) != name:
         raise AdapterError("a tensor's name is not valid Unicode", where=where)
     if not isinstance(entry, dict) or entry.keys() != _TENSOR_FIELDS:
-        got = _short(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
+        got = short(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
         raise AdapterError(
             f"the header's entry of a tensor holds {got}, expected {sorted(_TENSOR_FIELDS)}",
             where=where,
@@ -172,25 +172,25 @@ def _tensor_info(name: str, entry: Any, start: int, file: Path) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise AdapterError(
-            f"unknown dtype {_short(dtype)}, expected one of {', '.join(sorted(_BITS))}",
+            f"unknown dtype {short(dtype)}, expected one of {', '.join(sorted(_BITS))}",
             where=where,
         )
     if not _is_size_list(shape, _MAX_DIMENSIONS):
         raise AdapterError(
-            f"shape is {_short(shape)}, expected a list of at most {_MAX_DIMENSIONS} sizes "
+            f"shape is {short(shape)}, expected a list of at most {_MAX_DIMENSIONS} sizes "
             "(whole numbers from 0)",
             where=where,
         )
     if not _is_size_list(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise AdapterError(
-            f"data_offsets is {_short(offsets)}, expected [begin, end] with begin <= end",
+            f"data_offsets is {short(offsets)}, expected [begin, end] with begin <= end",
             where=where,
         )
     begin, end = offsets
     bits = math.prod(shape) * _BITS[dtype]
     if bits != 8 * (end - begin):
         raise AdapterError(
-            f"{dtype} of shape {_short(shape)} takes {_short(bits)} bits, "
+            f"{dtype} of shape {short(shape)} takes {short(bits)} bits, "
             f"but data_offsets give it {8 * (end - begin)}",
             where=where,
         )
@@ -203,8 +203,8 @@ def _check_layout(tensors: Mapping[str, TensorInfo], start: int, size: int, file
         if info.offset != expected:
             problem = "overlaps the tensor before it" if info.offset < expected else "leaves a gap"
             raise AdapterError(
-                f"the tensor {problem}: it begins at byte {_short(info.offset)}, "
-                f"expected {_short(expected)}",
+                f"the tensor {problem}: it begins at byte {short(info.offset)}, "
+                f"expected {short(expected)}",
                 where=Where(file=file, tensor=name),
             )
         expected += info.size
@@ -229,9 +229,3 @@ def _is_size_list(value: Any, most: int) -> bool:
 def _printable(name: str) -> str:
     """JSON can escape half a surrogate pair, which no console or file can take."""
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _short(value: object) -> str:
-    """A value of a hostile header can be megabytes long."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

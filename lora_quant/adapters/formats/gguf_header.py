@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn
 
 from lora_quant.adapters.files.safetensors_header import TensorInfo
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, cut
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -212,9 +212,8 @@ class _Reader:
         self.position += size
 
     def fail(self, problem: str) -> NoReturn:
-        short = problem if len(problem) <= 200 else problem[:197] + "..."
         raise AdapterError(
-            f"{short} (at byte {self.position})",
+            f"{cut(problem, most=200)} (at byte {self.position})",
             where=Where(file=self._path),
             hint=_COPY_AGAIN,
         )

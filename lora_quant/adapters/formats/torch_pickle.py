@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_quant.adapters.formats.torch_opcodes import opcodes
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, cut
 
 STORAGE_DTYPES: Mapping[str, str] = {
     "BFloat16Storage": "BF16",
@@ -296,4 +296,4 @@ def _short(value: object) -> str:
     if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__} of {len(value)} values"
     text = str(value) if isinstance(value, Exception) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(text, most=80)

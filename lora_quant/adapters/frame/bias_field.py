@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import short
-from lora_quant.errors import AdapterError
+from lora_quant.errors import AdapterError, short
 
 # as PEFT's configurations spell them, where that is not the kind's name
 _SPELLED: Mapping[str, tuple[str, ...]] = {

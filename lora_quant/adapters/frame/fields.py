@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.errors import UnsupportedAdapterError
+from lora_quant.errors import UnsupportedAdapterError, short
 
 SELECTING = frozenset(
     {
@@ -67,9 +67,3 @@ def check_fields(
             where=config.where(field),
             hint="if it does not change the result, remove it or set it to null",
         )
-
-
-def short(value: object) -> str:
-    """A value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

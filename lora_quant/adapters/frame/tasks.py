@@ -10,8 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import short
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, short
 
 TASK_FIELD = "task_id"
 _NAME_IT = "with task_id in lora_config.yaml, or with --task"

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import Refusal, short
+from lora_quant.adapters.frame.fields import Refusal
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, short
 
 _PLAIN = "train without it"
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_quant.adapters.frame.fields import short
 from lora_quant.adapters.frame.module_tensors import Headers
-from lora_quant.errors import AdapterError
+from lora_quant.errors import AdapterError, short
 
 Form = Literal["product", "vector", "constant", "none"]
 

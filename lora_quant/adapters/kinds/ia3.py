@@ -18,12 +18,11 @@ import numpy as np
 
 from lora_quant.adapters.files.peft_config import PeftConfig
 from lora_quant.adapters.formats.lycoris_kinds import IA3_BIAS
-from lora_quant.adapters.frame.fields import short
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.frame.patterns import compile_regex
 from lora_quant.adapters.lowered import Lowered, ModuleShape, Need
-from lora_quant.errors import AdapterError, UnsupportedAdapterError
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, short
 
 _UNSCALED = "unscaled"
 

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import short
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.kinds.cores import core_kernel, with_core
 from lora_quant.adapters.lowered import Lowered, ModuleShape
 from lora_quant.adapters.maths.algebra import shortest, whole
-from lora_quant.errors import AdapterError, Where
+from lora_quant.errors import AdapterError, Where, short
 
 Matrix = NDArray[np.float64]
 

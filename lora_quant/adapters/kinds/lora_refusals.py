@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import Refusal, short
-from lora_quant.errors import UnsupportedAdapterError, Where
+from lora_quant.adapters.frame.fields import Refusal
+from lora_quant.errors import UnsupportedAdapterError, Where, short
 
 USED = frozenset(
     {

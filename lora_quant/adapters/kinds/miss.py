@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from lora_quant.adapters.base_modules import whole_weight
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import short
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.lowered import Dense, Lowered, ModuleShape, Need
-from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where
+from lora_quant.errors import AdapterError, UnsupportedAdapterError, Where, short
 
 Matrix = NDArray[np.float64]
 

@@ -15,12 +15,11 @@ import numpy as np
 
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.adapters.files.peft_config import PeftConfig
-from lora_quant.adapters.frame.fields import short
 from lora_quant.adapters.frame.kind_rule import KindRule
 from lora_quant.adapters.frame.module_tensors import Headers, ModuleTensors
 from lora_quant.adapters.frame.tasks import TASK_FIELD, chosen_task
 from lora_quant.adapters.lowered import Lowered, ModuleShape
-from lora_quant.errors import UnsupportedAdapterError
+from lora_quant.errors import UnsupportedAdapterError, short
 
 _LOGITS = "poly_router.module_logits"
 _EPS = 1e-12

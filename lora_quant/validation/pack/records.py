@@ -8,7 +8,7 @@ from lora_quant.config.manifest import MANIFEST_FILE, Manifest
 from lora_quant.config.manifest_records import AttachPointRecord, TargetRecord, UseCaseRecord
 from lora_quant.errors import some
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again"
 _SWITCHED = (

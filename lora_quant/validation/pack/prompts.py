@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack.view import PackView
 
 _ROLE = "prompt"
 _REBUILD = "build the pack again"

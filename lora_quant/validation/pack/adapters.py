@@ -13,32 +13,34 @@ from numpy.typing import NDArray
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import AlphaRecord, PackFile, TargetRecord, UseCaseRecord
+from lora_quant.engines.onnxruntime import spelt
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.validation.adapter_check import adapter_problems
 from lora_quant.validation.adapter_file import read_adapter_file
-from lora_quant.validation.pack_adapter_parts import check_parts, check_ranks
-from lora_quant.validation.pack_adapter_view import REBUILD, AdapterView
-from lora_quant.validation.pack_overridable import Default, spelt
-from lora_quant.validation.pack_view import PackView, alpha_of
+from lora_quant.validation.pack.adapter_parts import check_parts, check_ranks
+from lora_quant.validation.pack.adapter_view import REBUILD, AdapterView
+from lora_quant.validation.pack.overridable import Default
+from lora_quant.validation.pack.view import PackView, alpha_of
 
 ROLE = "adapter"
 _ALPHA = "alpha"
 
 
 def check_adapter_files(view: PackView, target: TargetRecord) -> Iterator[Finding]:
-    """Where there are inputs to replace, there are adapter files, and the other way round.
+    """Where there are inputs to replace, there are adapter files.
 
-    That every use case has one is a rule for all kinds of files of use cases.
+    A graph may have none to replace, such as that of soft prompts alone: its files hold no tensors,
+    as `check_adapter` sees to. That every use case has one is a rule for all kinds of files of use
+    cases.
     """
-    has_files = any(file.role == ROLE for file in target.files)
-    if has_files == bool(target.inputs):
+    if not target.inputs or any(file.role == ROLE for file in target.files):
         return
-    got = "inputs and no adapter files that replace them"
-    if has_files:
-        got = "adapter files and no inputs that they replace"
     yield view.error(
-        "adapter-files", f"the target {target.name!r} has {got}", MANIFEST_FILE, hint=REBUILD
+        "adapter-files",
+        f"the target {target.name!r} has inputs and no adapter files that replace them",
+        MANIFEST_FILE,
+        hint=REBUILD,
     )
 
 

@@ -10,17 +10,17 @@ from lora_quant.config.manifest_records import TargetRecord
 from lora_quant.findings import Finding
 from lora_quant.validation.document_check import check_document
 from lora_quant.validation.kinds import Kind
-from lora_quant.validation.pack_adapters import check_adapter, check_adapter_files
-from lora_quant.validation.pack_context import check_context
-from lora_quant.validation.pack_files import check_files
-from lora_quant.validation.pack_graph import check_graph
-from lora_quant.validation.pack_lists import check_tensor_names, check_updatable
-from lora_quant.validation.pack_overridable import Default, check_recorded
-from lora_quant.validation.pack_prompts import check_prompt_files
-from lora_quant.validation.pack_records import check_merged_files, check_records
-from lora_quant.validation.pack_use_cases import check_use_case_config, check_use_case_files
-from lora_quant.validation.pack_view import PackView
-from lora_quant.validation.pack_weights import check_weights
+from lora_quant.validation.pack.adapters import check_adapter, check_adapter_files
+from lora_quant.validation.pack.context import check_context
+from lora_quant.validation.pack.files import check_files
+from lora_quant.validation.pack.graph import check_graph
+from lora_quant.validation.pack.lists import check_tensor_names, check_updatable
+from lora_quant.validation.pack.overridable import Default, check_recorded
+from lora_quant.validation.pack.prompts import check_prompt_files
+from lora_quant.validation.pack.records import check_merged_files, check_records
+from lora_quant.validation.pack.use_cases import check_use_case_config, check_use_case_files
+from lora_quant.validation.pack.view import PackView
+from lora_quant.validation.pack.weights import check_weights
 from lora_quant.validation.schema_check import Depth
 
 _CONFIGS = {"importer-config": Kind.IMPORTER_CONFIG, "output-files": Kind.OUTPUT_FILES}

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
+from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.files.model_file import ModelFile
-from lora_quant.graph.files.saving import check_model_file
 from lora_quant.validation.from_errors import finding_of
-from lora_quant.validation.pack_overridable import (
+from lora_quant.validation.pack.overridable import (
     Default,
     check_overridable,
     declared_sizes,
     defaults_of,
 )
-from lora_quant.validation.pack_view import PackView, alpha_of
+from lora_quant.validation.pack.view import PackView, alpha_of
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from lora_quant.config.manifest_records import OverridableRecord
 from lora_quant.errors import some
 from lora_quant.findings import Finding
 from lora_quant.validation.adapter_file import AdapterParameter
-from lora_quant.validation.pack_adapter_view import REBUILD, AdapterView
-from lora_quant.validation.pack_overridable import ANY, Default, owner_of
+from lora_quant.validation.pack.adapter_view import REBUILD, AdapterView
+from lora_quant.validation.pack.overridable import ANY, Default, owner_of
 
 
 def check_parts(given: AdapterView) -> Iterator[Finding]:

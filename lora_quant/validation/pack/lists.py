@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from lora_quant.config.manifest_records import PackFile
 from lora_quant.errors import some
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again"
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from lora_quant.config.manifest_records import PackFile, TensorRecord
 from lora_quant.errors import some
 from lora_quant.findings import Finding
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack.view import PackView
 
 _DTYPES = {
     "float64": "F64",

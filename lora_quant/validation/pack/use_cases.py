@@ -13,7 +13,7 @@ from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import did_you_mean, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.opened import OpenedDocument
-from lora_quant.validation.pack_view import PackView, normalised
+from lora_quant.validation.pack.view import PackView, normalised
 
 _REBUILD = "build the pack again"
 _PER_USE_CASE = ("weights", "adapter", "quant-overrides", "quant-updatable-tensors")

@@ -12,24 +12,18 @@ from typing import Any
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import OverridableRecord, PackFile, TargetRecord
+from lora_quant.engines.onnxruntime import spelt
 from lora_quant.findings import Finding
-from lora_quant.graph.attach.constants import type_name
+from lora_quant.graph.files.element_types import type_name
 from lora_quant.graph.files.model_file import ModelFile
 from lora_quant.graph.quantized.qdq_records import quantized_name
-from lora_quant.validation.pack_view import PackView, alpha_of
+from lora_quant.validation.pack.view import PackView, alpha_of
 
 ANY = "any"
 """Stands for a size that has neither a number nor a name."""
 
 _OF_ONE_TARGET = ("expansion", "ratio")
 """Roles of inputs that stand for none of the manifest's tensors."""
-
-_SPELLINGS = {"float": "float32", "double": "float64"}
-
-
-def spelt(dtype: str) -> str:
-    """An element type as numpy spells it: ONNX has two other names."""
-    return _SPELLINGS.get(dtype, dtype)
 
 
 def owner_of(record: OverridableRecord) -> str:

@@ -12,7 +12,7 @@ from lora_quant.config.manifest_records import PackFile
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
-from lora_quant.validation.pack_view import PackView, is_outside, normalised
+from lora_quant.validation.pack.view import PackView, is_outside, normalised
 from lora_quant.validation.schema_check import Depth
 
 _REBUILD = "build the pack again, or take the file from an undamaged copy"

@@ -9,7 +9,7 @@ from functools import cached_property
 from lora_quant.config.manifest_records import OverridableRecord, PackFile, TargetRecord
 from lora_quant.findings import Finding
 from lora_quant.validation.adapter_file import AdapterFile, AdapterParameter
-from lora_quant.validation.pack_view import PackView
+from lora_quant.validation.pack.view import PackView
 
 REBUILD = "build the pack again"
 OTHER_BUILD = "adapter and manifest come from different builds"

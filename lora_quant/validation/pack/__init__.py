@@ -1,0 +1,1 @@
+"""What a pack is held against: its manifest, and every file that it names."""
