@@ -243,7 +243,8 @@ class ScaleRecord:
     With the `rank` layout the alpha input is s itself and `expansion` is None. `shapes` are the
     int64 initializers that the re-layouts read. `gate` is the graph input `[batch, tokens, slots]`
     (`rank` layout: `[batch, tokens, R]`) that multiplies alpha where an adapter is gated; `scales`
-    then holds alpha * gate and what comes of it as well.
+    then holds alpha * gate and what comes of it as well, and `gated` these alone, alpha * gate
+    first.
     """
 
     alpha: TensorRecord
@@ -251,6 +252,7 @@ class ScaleRecord:
     scales: tuple[str, ...]
     shapes: tuple[str, ...] = ()
     gate: TensorRecord | None = None
+    gated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def branch(
     *,
     max_rank: int = 4,
     slot_count: int = 2,
+    alpha_name: str = "lora_alpha",
     alpha_layout: AlphaLayout = "slot",
     experts: int = 0,
 ) -> BranchedGraph:
@@ -109,7 +110,7 @@ def branch(
         points,
         max_rank=max_rank,
         slot_count=slot_count,
-        alpha_name="lora_alpha",
+        alpha_name=alpha_name,
         alpha_layout=alpha_layout,
         experts=experts,
     )

@@ -179,6 +179,18 @@ def test_the_gate_has_the_sizes_that_the_graph_tells(
     assert branched.scale.gate.shape == (*told, 2)
 
 
+def test_gated_scales_are_told_apart_whatever_the_name_of_alpha(tmp_path: Path) -> None:
+    base = opened(one_layer(), tmp_path)
+    points = [with_extras(point, "", {Gate.INPUT}) for point in all_points(base)]
+    scale = branch(base, points, alpha_name="aggregate").scale
+    assert scale is not None
+    product, s = scale.gated
+    nodes = {node.output[0]: node for node in base.model.proto.graph.node}
+    assert list(nodes[product].input) == ["aggregate", "aggregate_gate"]
+    assert nodes[s].input[0] == product
+    assert set(scale.gated) <= set(scale.scales)
+
+
 def test_a_graph_that_tells_nothing_leaves_the_gate_open(tmp_path: Path) -> None:
     graph = GraphBuilder()
     z = graph.node("Relu", [graph.input("x", ("B", "T", IN))], "/relu")

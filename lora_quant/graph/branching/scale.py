@@ -144,6 +144,7 @@ class ScaleBuilder:
             scales=tuple(dict.fromkeys(name for name in made if name != self._alpha_name)),
             shapes=tuple(self._constants),
             gate=self._gate,
+            gated=tuple(self._gated.values()),
         )
 
     def _add(self, op: str, inputs: list[str], leaf: str, **attributes: Any) -> str:

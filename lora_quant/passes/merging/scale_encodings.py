@@ -11,7 +11,7 @@ import numpy as np
 from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.products import times
-from lora_quant.graph.records import BranchedGraph, ScaleRecord
+from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import expansion_matrix
 from lora_quant.passes.merging.collected import UseCaseEncodings
@@ -35,8 +35,8 @@ def add_scale(
         result.encodings.update((t, gated) for t in scale.scales)
         return gated
     slots = tuple(s for s in compilation.having("slots").use_cases[result.use_case] if s.rank)
-    alphas = [tensor for tensor in scale.scales if tensor == _gated_alpha(scale)]
-    result.encodings.update((tensor, gated) for tensor in alphas)
+    products = scale.gated[:1]
+    result.encodings.update((tensor, gated) for tensor in products)
     if not slots:
         return None
     options = compilation.options
@@ -53,7 +53,7 @@ def add_scale(
         rank for slot in slots for rank in range(slot.start, slot.start + slot.rank)
     )
     strength = _strength(gated, [slot.scale for slot in slots], options.activation_bits)
-    result.encodings.update((t, strength) for t in scale.scales if t not in alphas)
+    result.encodings.update((t, strength) for t in scale.scales if t not in products)
     return strength
 
 
@@ -62,8 +62,3 @@ def _strength(alpha: Encoding, factors: list[float], bits: int) -> Encoding:
         return alpha
     ends = [float(end) * factor for factor in factors for end in (alpha.minimum, alpha.maximum)]
     return from_range(min(ends), max(ends), bits=bits, symmetric=False)
-
-
-def _gated_alpha(scale: ScaleRecord) -> str:
-    """The name of alpha * gate, as lora_quant.graph.branching.scale gives it: E multiplies it."""
-    return f"/{scale.alpha.name}/Mul_gate_output_0"

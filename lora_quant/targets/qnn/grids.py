@@ -216,14 +216,14 @@ class SharedGrids:
             yield scale.gate.name, gate
             gated = times(alpha, min(0.0, gate.minimum.item()), max(1.0, gate.maximum.item()))
         for tensor in scale.scales:
-            yield tensor, gated if "gate" in tensor else alpha
+            yield tensor, gated if tensor in scale.gated else alpha
 
     def _strength_of(self, branch: Branch) -> Encoding:
         strengths = dict(self._strengths())
         scale = self._compilation.having("branched").scale
         is_gated = bool(branch.attach.gates)
         for tensor in reversed(scale.scales):
-            if ("gate" in tensor) == is_gated:
+            if (tensor in scale.gated) == is_gated:
                 return strengths[tensor]
         return strengths[scale.alpha.name]
 
