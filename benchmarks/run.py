@@ -189,7 +189,9 @@ def _head() -> Iterator[str]:
 
 def _machine() -> Iterator[str]:
     commit = _git("rev-parse", "--short", "HEAD")
-    changed = " with uncommitted changes" if _git("status", "--porcelain") else ""
+    # The figures of this run are no change.
+    others = (".", ":!benchmarks/README.md")
+    changed = " with uncommitted changes" if _git("status", "--porcelain", "--", *others) else ""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     yield f"- {time.strftime('%Y-%m')}, commit {commit}{changed}"
     yield (
