@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from lora_quant.api import build
 from lora_quant.config.options import BuildOptions
 from lora_quant.engines.htp_processes import run_on_htp
-from lora_quant.graph.device.quantized_base import range_grid
+from lora_quant.graph.device.grids import range_grid
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.quantized.qdq import insert_qdq
 from lora_quant.graph.quantized.qdq_records import ActivationQdq, WeightQdq

@@ -16,7 +16,7 @@ from pathlib import Path
 from lora_quant.engines.htp_processes import compile_context, run_on_htp
 from lora_quant.engines.qnn import check_arch
 from lora_quant.errors import ConfigError, LoraQuantError, VerificationError, Where
-from lora_quant.graph.device.quantized_base_graph import QuantizedGraph
+from lora_quant.graph.device.device_graph import QuantizedGraph
 from lora_quant.passes.compilation import Compilation
 from lora_quant.targets.files.pack_folder import PackFolder, cannot_write
 

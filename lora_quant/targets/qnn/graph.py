@@ -10,8 +10,8 @@ from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import BLOCKWISE
 from lora_quant.engines.qnn import has_wide_products
 from lora_quant.errors import EncodingsError, Where
-from lora_quant.graph.device.quantized_base_constants import ConstantGrid
-from lora_quant.graph.device.quantized_base_graph import CodedInput, QuantizedGraph
+from lora_quant.graph.device.constant_grids import ConstantGrid
+from lora_quant.graph.device.device_graph import CodedInput, QuantizedGraph
 from lora_quant.graph.quantized.grid import Grid
 from lora_quant.graph.records import TensorRecord
 from lora_quant.passes.compilation import Compilation

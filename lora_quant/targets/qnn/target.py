@@ -18,7 +18,7 @@ from lora_quant.engines.qnn import has_wide_products
 from lora_quant.errors import ConfigError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.branching.updatable_weights import updatable_weights
-from lora_quant.graph.device.quantized_base_graph import QuantizedGraph
+from lora_quant.graph.device.device_graph import QuantizedGraph
 from lora_quant.graph.device.static_shapes import parse_dims
 from lora_quant.graph.files.external_data import DataFile
 from lora_quant.graph.records import BranchedGraph

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from lora_quant.errors import EncodingsError, Where
-from lora_quant.graph.device.quantized_base import BaseGrids, grid_ends, range_grid
+from lora_quant.graph.device.grids import BaseGrids, grid_ends, range_grid
 from lora_quant.graph.files.model_file import ModelFile
 from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.quantized.grid import Grid

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import Where
-from lora_quant.graph.device.quantized_base_constants import ConstantGrid
+from lora_quant.graph.device.constant_grids import ConstantGrid
 from lora_quant.graph.files.element_types import DTYPES
 from lora_quant.graph.files.model_file import ModelFile
 from lora_quant.graph.files.rewritten_data import Sink

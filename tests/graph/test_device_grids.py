@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from lora_quant.errors import EncodingsError, GraphError, Where
-from lora_quant.graph.device.quantized_base import BaseGrids, range_grid
-from lora_quant.graph.device.quantized_base_constants import ConstantGrid, constant_grids
-from lora_quant.graph.device.quantized_base_data import QuantizedData
+from lora_quant.graph.device.constant_data import QuantizedData
+from lora_quant.graph.device.constant_grids import ConstantGrid, constant_grids
+from lora_quant.graph.device.grids import BaseGrids, range_grid
 from lora_quant.graph.files.model_file import ModelFile
 from lora_quant.graph.quantized.grid import Grid
 

@@ -2,8 +2,8 @@
 
     1  every axis gets its size, what is constant is folded     static_shapes, static_constants
     2  every branch gets a ratio per rank                       rank_ratios
-    3  every float tensor gets a grid                           quantized_base, _constants
-    4  Q/DQ, codes in a data file of its own                    qdq, quantized_base_data
+    3  every float tensor gets a grid                           grids, constant_grids
+    4  Q/DQ, codes in a data file of its own                    qdq, constant_data
     5  second factors of products of activations are signed     signed_operands
 
 The base graph itself stays as it is: everything is done on a copy without its weights.
@@ -20,10 +20,10 @@ from onnx import ModelProto, TensorProto
 
 from lora_quant.errors import Where
 from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.device.constant_data import QuantizedData
+from lora_quant.graph.device.constant_grids import ConstantGrid, constant_grids
 from lora_quant.graph.device.device_operators import refuse_fused_operators, replace_operators
-from lora_quant.graph.device.quantized_base import BaseGrids
-from lora_quant.graph.device.quantized_base_constants import ConstantGrid, constant_grids
-from lora_quant.graph.device.quantized_base_data import QuantizedData
+from lora_quant.graph.device.grids import BaseGrids
 from lora_quant.graph.device.rank_ratios import RankRatio, add_rank_ratios
 from lora_quant.graph.device.signed_operands import sign_operands
 from lora_quant.graph.device.static_constants import drop_identities, fold_constants

@@ -4,7 +4,7 @@
     Reshape, Transpose, Slice, Gather, ...    the grid of what they move, whatever is given; or,
                                               where only that of the result is known, that one
     W x before + b or Relu, in one encoding   b: y's range moved by b; Relu and Clip: y's own
-    a constant                                from its values; see quantized_base_constants
+    a constant                                from its values; see constant_grids
 
 Calibration tools leave the second and the third out: they quantize a whole group of operators as
 one. Devices move codes: the HTP's compiler does not finish on a Gather between two grids. A tensor
