@@ -8,17 +8,18 @@ tensor. Nothing of the graph is touched before `apply`.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.files.node_maker import NodeMaker
+from lora_quant.graph.files.node_places import place_nodes
 from lora_quant.graph.files.zero_weights import one_weights
 from lora_quant.graph.records import TensorRecord
 
 
-class GraphEdit:
+class GraphEdit(NodeMaker):
     """What is going to be added to the graph of `base`."""
 
     def __init__(self, base: BaseGraph) -> None:
@@ -26,10 +27,13 @@ class GraphEdit:
         self.opset = base.model.opset
         self._graph = base.model.proto.graph
         self._zeros = base.zeros
-        self._file = base.path
-        self._taken = set(base.index.names)
         # A graph that was edited already has more than its index says.
-        self._taken.update(tensor.name for tensor in base.model.proto.graph.initializer)
+        stored = (tensor.name for tensor in base.model.proto.graph.initializer)
+        super().__init__(
+            {*base.index.names, *stored},
+            base.path,
+            "give the base graph without LoRA branches, or choose another --alpha-name",
+        )
         self._inputs: list[ValueInfoProto] = []
         self._weights: list[tuple[TensorRecord, bool]] = []
         self._constants: list[TensorProto] = []
@@ -40,37 +44,11 @@ class GraphEdit:
         self._renamed: dict[str, str] = {}
         self._redirected: list[tuple[NodeProto, int, str]] = []
 
-    def claim(self, name: str) -> str:
-        """Reserve a tensor or node name; one that is taken is an error, never silently altered."""
-        if name in self._taken:
-            raise GraphError(
-                f"the graph already has a tensor or node named {name!r}, which the branches need",
-                where=Where(file=self._file, tensor=name),
-                hint="give the base graph without LoRA branches, or choose another --alpha-name",
-            )
-        self._taken.add(name)
-        return name
-
     def refuse(self, message: str, *, node: str, module: str, hint: str) -> GraphError:
         """The error for an attach point that cannot have what it is asked to have."""
         return GraphError(
             message, where=Where(file=self._file, module=module, node=node or None), hint=hint
         )
-
-    def node(
-        self,
-        nodes: list[NodeProto],
-        op: str,
-        inputs: list[str],
-        name: str,
-        *,
-        output: str | None = None,
-        **attributes: Any,
-    ) -> str:
-        """Append a node to `nodes`; returns its output, `<name>_output_0` unless told otherwise."""
-        produced = output if output is not None else self.claim(f"{name}_output_0")
-        nodes.append(helper.make_node(op, inputs, [produced], name=self.claim(name), **attributes))
-        return produced
 
     def front(self, nodes: list[NodeProto]) -> None:
         """Place nodes at the start of the graph."""
@@ -143,13 +121,7 @@ class GraphEdit:
         graph.initializer.extend(self._constants)
         graph.value_info.extend(self._values)
         self._copy_annotations()
-        for position in sorted(self._before.keys() | self._behind.keys(), reverse=True):
-            for node in reversed(self._behind.get(position, [])):
-                graph.node.insert(position + 1, node)
-            for node in reversed(self._before.get(position, [])):
-                graph.node.insert(position, node)
-        for node in reversed(self._front):
-            graph.node.insert(0, node)
+        place_nodes(graph, self._front, self._behind, self._before)
 
     def _copy_annotations(self) -> None:
         for annotation in list(self._graph.quantization_annotation):

@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from lora_quant.errors import Where
 from lora_quant.graph.device.static_shapes import element_types, infer_shapes, is_static
 from lora_quant.graph.files.graph_index import build_index
+from lora_quant.graph.files.walk import iter_graphs
 
 _MOST_VALUES = 1 << 22
 _NEVER = frozenset(
@@ -181,7 +182,7 @@ def _evaluated(
         found = ReferenceEvaluator(model).run(
             None, {name: numpy_helper.to_array(constants[name]) for name in names}
         )
-    except Exception:
+    except Exception:  # the kernels of the reference implementation raise whatever they run into
         return None
     return (
         [np.asarray(value) for value in found]
@@ -193,13 +194,8 @@ def _evaluated(
 def _drop_unread(proto: ModelProto, keep: Collection[str]) -> None:
     """Initializers that nothing reads any more."""
     graph = proto.graph
-    read = {name for node in graph.node for name in node.input}
+    read = {name for one in iter_graphs(graph) for node in one.node for name in node.input}
     read.update(value.name for value in (*graph.output, *graph.input))
-    for node in graph.node:
-        for attribute in node.attribute:
-            subgraphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            for subgraph in subgraphs:
-                read.update(name for inner in subgraph.node for name in inner.input)
     stored = [t for t in graph.initializer if t.name in read or t.name in keep]
     if len(stored) != len(graph.initializer):
         del graph.initializer[:]

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from lora_quant.errors import GraphError, Where
+from lora_quant.errors import Where
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.files.element_types import DTYPE_OF, ELEMENTS
 from lora_quant.graph.files.model_file import default_opset, serialize
+from lora_quant.graph.files.node_maker import NodeMaker
 from lora_quant.graph.files.node_places import place_nodes
 from lora_quant.graph.files.zero_weights import ZeroWeights
 from lora_quant.graph.records import TensorRecord
@@ -30,7 +31,7 @@ Shape = Sequence[int | str]
 _INLINE = 4096
 
 
-class OpenGraph:
+class OpenGraph(NodeMaker):
     """The copy, with its lookup tables; `inputs` are the inputs with a default, as they were made.
 
     Added and removed parts are collected, and put in place by `apply`. `zeros` are defaults that
@@ -48,22 +49,14 @@ class OpenGraph:
         self.values = {value.name: value for value in graph.value_info}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._graph_inputs = {value.name: value for value in graph.input}
-        self._file = base.path
-        self._taken = {*base.index.names, *self.producers, *self.initializers, *self._graph_inputs}
-        self._taken.update(node.name for node in graph.node)
+        tensors = {*base.index.names, *self.producers, *self.initializers, *self._graph_inputs}
+        super().__init__(
+            {*tensors, *(node.name for node in graph.node)},
+            base.path,
+            "rename it in the base graph, or choose another --alpha-name",
+        )
         self._front: list[NodeProto] = []
         self._dropped: set[str] = set()
-
-    def claim(self, name: str) -> str:
-        """Reserve a tensor or node name; GraphError if it is taken."""
-        if name in self._taken:
-            raise GraphError(
-                f"the graph already has a tensor or node named {name!r}, which the branches need",
-                where=Where(file=self._file, tensor=name),
-                hint="rename it in the base graph, or choose another --alpha-name",
-            )
-        self._taken.add(name)
-        return name
 
     def overridable(
         self, name: str, dtype: str, shape: Shape, default: NDArray[Any] | None = None
@@ -105,14 +98,6 @@ class OpenGraph:
     def front(self, nodes: Iterable[NodeProto]) -> None:
         """Place nodes at the start of the graph, behind those that were placed there before."""
         self._front.extend(nodes)
-
-    def node(
-        self, nodes: list[NodeProto], op: str, inputs: list[str], name: str, **attributes: Any
-    ) -> str:
-        """Append a node to `nodes`; returns its output, `<name>_output_0`."""
-        output = self.claim(f"{name}_output_0")
-        nodes.append(helper.make_node(op, inputs, [output], name=self.claim(name), **attributes))
-        return output
 
     def resize_input(self, name: str, axis: int, size: int) -> None:
         """Give one axis of a graph input another size."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, ValueInfoProto
@@ -128,7 +129,7 @@ class _AxisScale:
             strengths = self._add("Mul", [strengths, self._scale.gate.name], "Mul_gate")
         return self._add("MatMul", [strengths, self._expansion], f"MatMul{gated}")
 
-    def _add(self, op: str, inputs: list[str], leaf: str, **attributes: object) -> str:
+    def _add(self, op: str, inputs: list[str], leaf: str, **attributes: Any) -> str:
         name = f"/{self._scale.alpha.name}/rank_{self._number}/{leaf}"
         return self._graph.node(self.nodes, op, inputs, name, **attributes)
 
