@@ -136,7 +136,7 @@ def _summary(manifest: Manifest) -> str:
 
 def _alpha(manifest: Manifest) -> str:
     """Name and shape of the input for strengths, with the target where targets differ."""
-    targets = {target.name: target.alpha or manifest.alpha for target in manifest.targets}
+    targets = {target.name: manifest.alpha_of(target) for target in manifest.targets}
     shown = {name: f"{a.tensor} {list(a.shape)}" if a else "none" for name, a in targets.items()}
     if len(set(shown.values())) == 1:
         return next(iter(shown.values()))

@@ -170,7 +170,7 @@ class Manifest(ConfigModel):
                     "without it, nothing tells whether an adapter is for this graph",
                     None,
                 )
-            alpha = target.alpha or self.alpha
+            alpha = self.alpha_of(target)
             given = [record.name for record in target.inputs if record.role == "alpha"]
             expected = [alpha.tensor] if alpha is not None and target.inputs else []
             if given != expected:
@@ -211,6 +211,10 @@ class Manifest(ConfigModel):
             f"the pack holds nothing for the target {target!r}",
             hint=did_you_mean(target, [t.name for t in self.targets]),
         )
+
+    def alpha_of(self, target: TargetRecord) -> AlphaRecord | None:
+        """The input for the strengths of a target's graph; None if it has none."""
+        return target.alpha or self.alpha
 
     def dump(self) -> str:
         """The content of `pack.json`."""

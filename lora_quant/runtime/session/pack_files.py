@@ -53,7 +53,7 @@ class SessionPack:
     @property
     def alpha(self) -> AlphaRecord | None:
         """The input for the strengths of this target's graph; None if it has none."""
-        return self.target.alpha or self.manifest.alpha
+        return self.manifest.alpha_of(self.target)
 
     def use_case(self, name: str) -> UseCaseRecord:
         """A use case by name; ConfigError if the pack has none."""

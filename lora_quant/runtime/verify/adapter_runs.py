@@ -21,7 +21,7 @@ class AdapterRuns:
     def __init__(self, pack: Pack, target: str, proto: ModelProto, path: Path) -> None:
         self._pack = pack
         self._target = target
-        self._alpha = pack.target(target).alpha or pack.manifest.alpha
+        self._alpha = pack.manifest.alpha_of(pack.target(target))
         self._path = path
         self._session = AdapterSession(path)
         self._sizes = {

@@ -21,7 +21,7 @@ from lora_quant.validation.adapter_file import read_adapter_file
 from lora_quant.validation.pack.adapter_parts import check_parts, check_ranks
 from lora_quant.validation.pack.adapter_view import REBUILD, AdapterView
 from lora_quant.validation.pack.overridable import Default
-from lora_quant.validation.pack.view import PackView, alpha_of
+from lora_quant.validation.pack.view import PackView
 
 ROLE = "adapter"
 _ALPHA = "alpha"
@@ -131,7 +131,7 @@ def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 def _use_case(given: AdapterView, use_case: UseCaseRecord) -> Iterator[Finding]:
     """The strengths are those that it was compiled with, and there is something to be strong."""
-    alpha = alpha_of(given.view, given.target)
+    alpha = given.view.manifest.alpha_of(given.target)
     acts = any(slot.rank or set(slot.beyond_alpha) - {"prompt"} for slot in use_case.slots)
     replaced = [r for name, r in given.records.items() if name in given.found]
     if acts and all(record.role == _ALPHA for record in replaced):

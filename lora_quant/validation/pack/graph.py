@@ -17,7 +17,7 @@ from lora_quant.validation.pack.overridable import (
     declared_sizes,
     defaults_of,
 )
-from lora_quant.validation.pack.view import PackView, alpha_of
+from lora_quant.validation.pack.view import PackView
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _wanted_inputs(
     view: PackView, target: TargetRecord
 ) -> Iterator[tuple[str, str, str, tuple[int | None, ...]]]:
     """What an input is for, the rule that asks for it, its name, and its sizes (None for any)."""
-    alpha = alpha_of(view, target)
+    alpha = view.manifest.alpha_of(target)
     if alpha is not None:
         yield "the strengths", "graph-alpha", alpha.tensor, alpha.shape
         if alpha.gate is not None:

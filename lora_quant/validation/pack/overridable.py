@@ -17,7 +17,7 @@ from lora_quant.findings import Finding
 from lora_quant.graph.files.element_types import type_name
 from lora_quant.graph.files.model_file import ModelFile
 from lora_quant.graph.quantized.qdq_records import quantized_name
-from lora_quant.validation.pack.view import PackView, alpha_of
+from lora_quant.validation.pack.view import PackView
 
 ANY = "any"
 """Stands for a size that has neither a number nor a name."""
@@ -62,7 +62,7 @@ def declared_sizes(value: Any) -> list[int | str]:
 def check_recorded(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     """Each input belongs to a tensor that the manifest has in the same role."""
     manifest = view.manifest
-    alpha = alpha_of(view, target)
+    alpha = view.manifest.alpha_of(target)
     roles = {tensor.name: tensor.role for tensor in manifest.tensors}
     activations = {
         name

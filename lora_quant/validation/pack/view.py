@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_quant.config.manifest import Manifest
-from lora_quant.config.manifest_records import AlphaRecord, PackFile, TargetRecord
+from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.schema_check import Depth
@@ -50,11 +50,6 @@ class PackView:
         """An error `pack/<rule>` in the file `path` of the pack."""
         where = Where(file=self.show(path), **place)
         return Finding(f"pack/{rule}", Severity.ERROR, message, where, hint)
-
-
-def alpha_of(view: PackView, target: TargetRecord) -> AlphaRecord | None:
-    """The input for the strengths in the graph of a target; None if it has none."""
-    return target.alpha or view.manifest.alpha
 
 
 def normalised(path: str) -> str:
