@@ -12,6 +12,7 @@ from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.config.output_files import read_importer_config
+from lora_quant.config.use_case_graphs import base_model
 from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.base.base_graph import open_base
@@ -53,7 +54,7 @@ def build(
         parsed = read_lora_config(config_file)
     if options.merge is not None:
         parsed = parsed.alone(options.merge, config_file)
-    base_path = _one_base(parsed, config_file)
+    base_path = base_model(parsed, config_file)
     with OutputTransaction(output, force=options.force) as folder:
         state = _compile(parsed, config_file, base_path, options, folder, passes, progress)
     return BuildResult(output, read_manifest(output / MANIFEST), state.findings)
@@ -113,18 +114,3 @@ def _compile(
     )
     steps = default_passes() if passes is None else passes
     return run_passes(start, steps, check_conditions=options.check_stages)
-
-
-def _one_base(config: LoraConfig, config_file: Path | None) -> Path:
-    """The base graph that all use cases name."""
-    first = config.use_cases[0]
-    other = next((u for u in config.use_cases if u.model.resolve() != first.model.resolve()), None)
-    if other is not None:
-        raise ConfigError(
-            f"use cases {first.name!r} and {other.name!r} name different graphs: "
-            f"{str(first.model)!r} and {str(other.model)!r}",
-            where=Where(file=config_file, field="model_name", use_case=other.name),
-            hint="one graph per use case is not supported yet: name the base graph without "
-            "branches in every use case",
-        )
-    return first.model

@@ -30,6 +30,22 @@ class BuildOptions:
             "may be given several times.",
         },
     )
+    create_lora_graph: bool = field(
+        default=True,
+        metadata={
+            "help": "Build one graph of the max rank; without it, the given graph is final: its "
+            "branches stay as they are, and only lists, weights, encodings and the importer's "
+            "configuration are written."
+        },
+    )
+    map_from: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "FLOAT_GRAPH",
+            "help": "The float graph that the base was quantized from: it tells the module of "
+            "each node where the quantizer left no trace of it.",
+        },
+    )
     mode: Mode = field(
         default="adapter_only",
         metadata={

@@ -14,6 +14,7 @@ from lora_quant.findings import Finding
 from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import BranchedGraph
+from lora_quant.passes.exported.records import ExportedUseCases
 from lora_quant.passes.prompt_inputs import PromptInputs
 from lora_quant.passes.replacements import Replacement
 from lora_quant.passes.slots import SlotTable
@@ -54,7 +55,8 @@ class Compilation:
     `attach_map` is the content of the attach point mapping, None if none was given. `staging` is
     where packs are written; None if nothing will be. `progress` is told
     (what, done, total) by long steps. `replacements` are the parameters of the base that adapters
-    replace; `prompts` tells the inputs that a soft prompt feeds, by adapter.
+    replace; `prompts` tells the inputs that a soft prompt feeds, by adapter. `exported` is what the
+    graphs of use cases tell that come with their branches inside.
     """
 
     config: LoraConfig
@@ -63,6 +65,7 @@ class Compilation:
     staging: Staging | None = None
     config_file: Path | None = None
     findings: tuple[Finding, ...] = ()
+    exported: ExportedUseCases | None = None
     adapters: Mapping[str, Adapter] | None = None
     attach_map: Mapping[str, list[str]] | None = None
     resolution: Resolution | None = None

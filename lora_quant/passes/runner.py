@@ -10,6 +10,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Pass
 
 PIPELINE = (
+    "read-exported",
     "lower-adapters",
     "resolve-attach-points",
     "lower-with-base",
