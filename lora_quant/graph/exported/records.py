@@ -64,7 +64,7 @@ class FoundBranch:
     `a.product` is A x. `x` is what A and the base read, before any change of layout or type that
     the branch alone makes; `h` what the sum adds to. `relayouts` are the tensors in between that
     are another layout or type of one of these, in graph order. `nodes` are the positions of the
-    nodes that go with the branch, the Add among them.
+    nodes that go with the branch, the Add among them; what several branches share is in each.
     """
 
     a: LinearNode

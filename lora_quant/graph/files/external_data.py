@@ -44,7 +44,7 @@ def check_tensors(proto: ModelProto, model: Path, model_size: int) -> tuple[Data
             raise GraphError(
                 f"a tensor has shape {list(tensor.dims)}, expected no negative size", where=where
             )
-        needed = _size(tensor, where)
+        needed = stored_size(tensor, where)
         if tensor.data_location != TensorProto.EXTERNAL:
             # Typed fields take at least one byte per element, packed ones as much as `needed`.
             least = needed if needed is None else min(needed, math.prod(tensor.dims))
@@ -66,7 +66,7 @@ def check_tensors(proto: ModelProto, model: Path, model_size: int) -> tuple[Data
     return tuple(unique[location] for location in sorted(unique))
 
 
-def _size(tensor: TensorProto, where: Where) -> int | None:
+def stored_size(tensor: TensorProto, where: Where) -> int | None:
     """Bytes that a tensor takes; None where its type alone does not tell."""
     if tensor.data_type == TensorProto.STRING:
         return None

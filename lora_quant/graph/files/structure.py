@@ -23,8 +23,10 @@ _INPUTS = {
     "Transpose": 1,
     "Cast": 1,
     "Identity": 1,
+    "Constant": 0,
 }
 _INPUTS |= {"DequantizeLinear": 2, "QuantizeLinear": 2}
+_INPUTS |= {"Mul": 2, "Div": 2, "Sub": 2, "Reshape": 2, "Squeeze": 1, "Unsqueeze": 1, "Dropout": 1}
 _CONTRIBUTED = frozenset({"DequantizeLinear", "QuantizeLinear"})
 _ATTRIBUTES = {
     ("Gemm", "transA"): AttributeProto.INT,
@@ -39,6 +41,13 @@ _ATTRIBUTES = {
     ("Conv", "auto_pad"): AttributeProto.STRING,
     ("Transpose", "perm"): AttributeProto.INTS,
     ("Cast", "to"): AttributeProto.INT,
+    ("Squeeze", "axes"): AttributeProto.INTS,
+    ("Unsqueeze", "axes"): AttributeProto.INTS,
+    ("Reshape", "allowzero"): AttributeProto.INT,
+    ("Constant", "value_float"): AttributeProto.FLOAT,
+    ("Constant", "value_floats"): AttributeProto.FLOATS,
+    ("Constant", "value_int"): AttributeProto.INT,
+    ("Constant", "value_ints"): AttributeProto.INTS,
     ("DequantizeLinear", "axis"): AttributeProto.INT,
     ("DequantizeLinear", "block_size"): AttributeProto.INT,
     ("DequantizeLinear", "output_dtype"): AttributeProto.INT,

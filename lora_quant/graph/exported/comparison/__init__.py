@@ -1,0 +1,1 @@
+"""Two graphs as values: numbered, paired, and where they differ first."""
