@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_quant.cli.main import run
+from tests.graph.twins import quantized, scrambled
 from tests.sample import ROOT, SAMPLE
 
 GRAPH = str(SAMPLE / "model" / "model.onnx")
@@ -61,6 +62,80 @@ def test_quantized_graph(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["lm_head"] == ["/lm_head/MatMul_Q4"]
     name = "model.layers.1.attn.qkv_proj"
     assert found[name] == ["/model/layers.1/attn/qkv_proj/MatMul_Q4"]
+
+
+EXPORTS = ROOT / "tests" / "fixtures" / "exports"
+FLOAT = EXPORTS / "torchscript" / "model.onnx"
+
+
+def nameless(path: Path, *, with_int4: bool = True) -> str:
+    """The float export with weights of 4 bits, and without any name that tells a module."""
+    model = onnx.load(str(FLOAT))
+    changed = quantized(model, "nbits") if with_int4 else model
+    onnx.save(scrambled(changed, 3)[0], str(path))
+    return str(path)
+
+
+def test_the_float_graph_tells_the_modules(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = nameless(tmp_path / "model.onnx")
+    assert run(["map", graph]) == 1
+    error = capfd.readouterr().err
+    assert "no linear node tells its module" in error
+    assert "name the float graph that it was quantized from with --map-from" in error
+    path = tmp_path / "map.json"
+    assert run(["map", graph, "--map-from", str(FLOAT), "-o", str(path)]) == 0
+    assert capfd.readouterr().err == f"16 modules -> {path}\n"
+    assert run(["map", str(FLOAT)]) == 0
+    assert list(json.loads(path.read_text())) == list(json.loads(capfd.readouterr().out))
+
+
+def test_modules_that_the_graph_has_no_node_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = nameless(tmp_path / "model.onnx")
+    model = onnx.load(graph)
+    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    node.CopyFrom(helper.make_node("MatMulBnb4", node.input, node.output, domain="com.microsoft"))
+    onnx.save(model, graph)
+    assert run(["map", graph, "--map-from", str(FLOAT)]) == 0
+    out, error = capfd.readouterr()
+    assert len(json.loads(out)) == 15
+    assert (
+        "note: left out are modules of the float graph that have no linear node here: 'model."
+        in error
+    )
+
+
+def test_modules_that_only_their_order_tells(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for number, names in enumerate((("/a/MatMul", "/b/MatMul"), ("m", "n"))):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], [f"{number}{name}"], name=name) for name in names
+        ]
+        nodes.append(helper.make_node("Add", [node.output[0] for node in nodes], ["y"], name="s"))
+        paths.append(save(tmp_path / f"{number}.onnx", nodes, weight("w", np.float32)))
+    assert run(["map", paths[1], "--map-from", paths[0]]) == 0
+    out, error = capfd.readouterr()
+    assert json.loads(out) == {"a": ["m"], "b": ["n"]}
+    assert error.startswith("note: 2 nodes are alike in all but their order, which was taken: ")
+    assert "check 'a', 'b'" in error
+
+
+def test_a_float_graph_that_is_not_there_or_no_float_graph(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["map", GRAPH, "--map-from", str(tmp_path / "absent.onnx")]) == 1
+    assert "the float graph does not exist" in capfd.readouterr().err
+    assert run(["map", GRAPH, "--map-from", QUANTIZED]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error LQ300: this is no float graph")
+    assert "give the graph that was quantized, as it was before" in error
+    assert run(["map", GRAPH, "--map-from", str(FLOAT)]) == 1
+    assert "the float graph" in capfd.readouterr().err
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], *weights: onnx.TensorProto) -> str:

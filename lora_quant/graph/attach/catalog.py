@@ -21,8 +21,8 @@ class NodeCatalog:
     """Nodes of one kind in graph order, keyed by their product (output tensor), which is unique.
 
     `paths` gives each its module paths, best first; `products` is the reverse. `nodes` finds by
-    node name, or by product where a node has none. `refused` finds by module path what looks like
-    an attach point and is none.
+    node name, or by product where a node has none or shares it. `refused` finds by module path what
+    looks like an attach point and is none.
     """
 
     linears: Mapping[str, LinearNode]
@@ -39,6 +39,11 @@ class NodeCatalog:
         paths = self.paths[product]
         own = (path for path in paths if len(self.products[path]) == 1)
         return next(own, paths[0] if paths else None)
+
+    def key_of(self, product: str) -> str:
+        """What `nodes` finds a linear node by: its name, or its product."""
+        linear = self.linears[product]
+        return linear.node if self.nodes.get(linear.node) is linear else product
 
     def is_below(self, product: str, path: str) -> bool:
         """Whether the node bears `path` only as a level above its own module."""
@@ -118,20 +123,28 @@ class _Collector:
             linears=self._linears,
             paths=self._paths,
             products={path: tuple(found) for path, found in self._products.items()},
-            nodes={**self._unnamed, **self._named},
+            nodes={**self._unnamed, **self._namesakes(), **self._named},
             refused=self._refused,
         )
+
+    def _namesakes(self) -> dict[str, LinearNode | NotLinear]:
+        """Nodes whose name is that of others, by product."""
+        return {
+            product: linear
+            for product, linear in self._linears.items()
+            if self._named.get(linear.node, linear) is not linear
+        }
 
 
 def attach_map(catalog: NodeCatalog) -> dict[str, list[str]]:
     """Module path -> node names, for every node of the catalog whose module is known.
 
-    A node without a name is listed under the name of its output. Resolving with this mapping gives
-    what resolving without one gives; embeddings have a mapping of their own.
+    A node without a name of its own is listed under the name of its output. Resolving with this
+    mapping gives what resolving without one gives; embeddings have a mapping of their own.
     """
     result: dict[str, list[str]] = defaultdict(list)
-    for product, linear in catalog.linears.items():
+    for product in catalog.linears:
         name = catalog.name_of(product)
         if name is not None:
-            result[name].append(linear.node or product)
+            result[name].append(catalog.key_of(product))
     return dict(result)

@@ -21,6 +21,9 @@ from lora_quant.graph.records import LinearNode
 
 _MOST_REASONS = 3
 
+WRITTEN = "the attach point mapping"
+"""Where a mapping comes from, unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class FoundNode:
@@ -41,6 +44,7 @@ class NodeFinder:
         graph_file: Path,
         mapping: Mapping[str, list[str]] | None,
         mapping_file: Path | None,
+        mapping_source: str = WRITTEN,
     ) -> None:
         self._linears = _Kind(catalog, catalog.products if mapping is None else mapping)
         embeddings = catalog.embeddings
@@ -48,6 +52,7 @@ class NodeFinder:
         self._graph_file = graph_file
         self._mapping = mapping
         self._mapping_file = mapping_file
+        self._source = "the graph" if mapping is None else mapping_source
         self._keys_of: dict[str, list[str]] = defaultdict(list)
         for key, nodes in (mapping or {}).items():
             for node in nodes:
@@ -156,12 +161,11 @@ class NodeFinder:
                 where=where,
                 hint="the adapter was trained on another base model",
             )
-        source = "the graph" if self._mapping is None else "the attach point mapping"
         hint = did_you_mean(module, kind.names.paths)
         if self._mapping is None:
             hint += "; or name the node in `attach_point_onnx_mapping`"
         return AttachPointError(
-            f"module {module!r} of adapter {adapter!r} has no node in {source}",
+            f"module {module!r} of adapter {adapter!r} has no node in {self._source}",
             where=where,
             hint=hint,
         )

@@ -16,7 +16,7 @@ from lora_quant.graph.attach.bias import outcome_of
 from lora_quant.graph.attach.catalog import LinearCatalog
 from lora_quant.graph.attach.fit import Fit, ModuleRequest, is_pointwise, label
 from lora_quant.graph.attach.fused import fused_parts
-from lora_quant.graph.attach.node_finder import FoundNode, NodeFinder
+from lora_quant.graph.attach.node_finder import WRITTEN, FoundNode, NodeFinder
 from lora_quant.graph.files.graph_index import GraphIndex
 from lora_quant.graph.records import AttachPoint, Form, Gate, LinearNode, ModulePart, Vector
 
@@ -85,10 +85,18 @@ class Resolver:
         graph_file: Path,
         mapping: Mapping[str, list[str]] | None = None,
         mapping_file: Path | None = None,
+        mapping_source: str = WRITTEN,
     ) -> None:
-        """`mapping` is module path -> node names, as in `attach_point_onnx_mapping`."""
+        """`mapping` is module path -> node names, as in `attach_point_onnx_mapping`.
+
+        `mapping_source` says in messages what it is.
+        """
         self._finder = NodeFinder(
-            catalog, graph_file=graph_file, mapping=mapping, mapping_file=mapping_file
+            catalog,
+            graph_file=graph_file,
+            mapping=mapping,
+            mapping_file=mapping_file,
+            mapping_source=mapping_source,
         )
         self._index = index
         self._fit = Fit(graph_file)

@@ -69,12 +69,7 @@ class Dequantizer:
 
     def __call__(self, values: Array, ranges: Sequence[slice]) -> Array:
         """`values` of the stored tensor at `ranges`, one of each axis, as floats."""
-        at = np.ix_(
-            *(
-                np.arange(one.start, one.stop) // step
-                for one, step in zip(ranges, self._steps, strict=True)
-            )
-        )
+        at = self._places(ranges)
         scale = self._scale[at]
         zero = self._zero if self._zero.size == 1 else self._zero[at]
         if self._limits is not None:
@@ -82,6 +77,20 @@ class Dequantizer:
             values = np.clip(rounded, *self._limits)
         result: Array = (values.astype(np.int32) - zero).astype(np.float32) * scale
         return result.astype(self._dtype)
+
+    def steps(self, ranges: Sequence[slice]) -> NDArray[np.float32]:
+        """The distance of neighbouring codes at `ranges`, a float for every value."""
+        steps: NDArray[np.float32] = np.abs(self._scale[self._places(ranges)])
+        return steps
+
+    def _places(self, ranges: Sequence[slice]) -> tuple[NDArray[np.intp], ...]:
+        """Which scale each value has."""
+        return np.ix_(
+            *(
+                np.arange(one.start, one.stop) // step
+                for one, step in zip(ranges, self._steps, strict=True)
+            )
+        )
 
 
 def _all(model: ModelFile, tensor: TensorProto, where: Where) -> Array:

@@ -43,7 +43,7 @@ def branch_layouts(branched: BranchedGraph) -> Iterator[WeightLayout]:
     for weight in updatable_weights(branched):
         record, attach = weight.record, weight.attach
         is_conv = attach is not None and attach.linear.form is Form.CONV
-        if weight.role is Role.REPLACED:
+        if weight.role in (Role.REPLACED, Role.SCALE):
             continue
         if weight.role in _VECTORS:
             # All other axes of a vector have size 1.
