@@ -12,8 +12,12 @@ What is made:
 - ``reference/inputs.safetensors``: ``input_ids`` int64 [2, 16], two prompts, to be run one by one.
 - ``reference/logits.safetensors``: PEFT's logits [2, 16, 256] per use case, unquantized float32.
 - ``attach_points.json``: module path -> ONNX node names, for every module of the graph.
+- ``adapter_params/*.json``: what the vendor's flow tells of an adapter whose weights are in graphs:
+  rank, alpha, target modules. It cannot tell rsLoRA (``legal``); patterns take several (``style``).
 - ``lora_config.yaml``, ``lora_config_all.yaml``: the use cases, with the encodings of the
   frozen base (mode ``adapter_only``) and of a full recalibration (mode ``all``).
+- ``lora_config_exported.yaml``, ``lora_config_exported_all.yaml``: the same use cases, each from a
+  graph of its own that ``make_encodings.py`` writes, and from ``adapter_params``.
 """
 
 import json
@@ -31,6 +35,18 @@ from net import (
 )
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# Adapter -> its descriptions: file, rank, alpha and target modules of each. The first is the
+# adapter's own; others tell of modules that differ.
+PARAMS = {
+    "tone": [("tone", 4, 8, ["q_proj", "v_proj"])],
+    "legal": [("legal", 8, 16, LINEARS)],
+    "style": [
+        ("style", 6, 6, ["down_proj"]),
+        ("style_o_proj", 6, 12, ["o_proj"]),
+        ("style_layer_0", 3, 6, ["layers.0.mlp.down_proj"]),
+    ],
+}
 
 
 def make_model() -> None:
@@ -171,33 +187,56 @@ def make_attach_points() -> None:
     (HERE / "attach_points.json").write_text(text, encoding="utf-8")
 
 
-def make_config() -> None:
+def make_adapter_params() -> None:
+    folder = HERE / "adapter_params"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, descriptions in PARAMS.items():
+        for file, rank, alpha, targets in descriptions:
+            content = {"name": name, "rank": rank, "alpha": alpha, "target_modules": targets}
+            text = json.dumps(content, indent=2) + "\n"
+            (folder / f"{file}.json").write_text(text, encoding="utf-8")
+
+
+def make_configs() -> None:
+    for suffix in ("", "_all"):
+        checkpoints = {name: f"adapters/{name}" for name in PARAMS}
+        models = dict.fromkeys(USE_CASES, "model/model.onnx")
+        write_config(f"lora_config{suffix}", suffix, checkpoints, models)
+
+        described = {
+            name: [f"adapter_params/{file}.json" for file, *_ in descriptions]
+            for name, descriptions in PARAMS.items()
+        }
+        described = {n: files if len(files) > 1 else files[0] for n, files in described.items()}
+        own = {name: f"use_case_graphs/{name}.onnx" for name in USE_CASES if USE_CASES[name]}
+        write_config(f"lora_config_exported{suffix}", suffix, described, {**models, **own})
+
+
+def write_config(file: str, suffix: str, adapters: dict, models: dict[str, str]) -> None:
+    """Write one YAML: adapter -> its ``lora_config``, use case -> its graph."""
     import yaml
 
-    for suffix in ("", "_all"):
-        config = {
-            "adapter": [
-                {"name": name, "lora_config": f"adapters/{name}"}
-                for name in ("tone", "legal", "style")
-            ],
-            "attach_point_onnx_mapping": "attach_points.json",
-            "use-case": [],
+    config = {
+        "adapter": [{"name": name, "lora_config": adapters[name]} for name in PARAMS],
+        "attach_point_onnx_mapping": "attach_points.json",
+        "use-case": [],
+    }
+    for name, strengths in USE_CASES.items():
+        entry = {
+            "name": name,
+            "adapter_names": list(strengths),
+            "adapter_alphas": list(strengths.values()),
+            "model_name": models[name],
+            "quant_overrides": f"encodings{suffix}/{name}.encodings",
         }
-        for name, strengths in USE_CASES.items():
-            entry = {
-                "name": name,
-                "adapter_names": list(strengths),
-                "adapter_alphas": list(strengths.values()),
-                "model_name": "model/model.onnx",
-                "quant_overrides": f"encodings{suffix}/{name}.encodings",
-            }
-            if strengths:
-                entry["quant_updatable_tensors"] = f"quant_updatable{suffix}/{name}.txt"
-            config["use-case"].append(entry)
-        # The base is calibrated once; both configurations read the same file.
-        config["use-case"][0]["quant_overrides"] = "encodings/base.encodings"
-        text = yaml.safe_dump(config, sort_keys=False)
-        (HERE / f"lora_config{suffix}.yaml").write_text(text, encoding="utf-8")
+        if strengths:
+            entry["quant_updatable_tensors"] = f"quant_updatable{suffix}/{name}.txt"
+        config["use-case"].append(entry)
+    # The base is calibrated once; all configurations read the same file.
+    config["use-case"][0]["quant_overrides"] = "encodings/base.encodings"
+    text = yaml.safe_dump(config, sort_keys=False)
+    (HERE / f"{file}.yaml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -206,4 +245,5 @@ if __name__ == "__main__":
     make_adapters()
     make_reference()
     make_attach_points()
-    make_config()
+    make_adapter_params()
+    make_configs()

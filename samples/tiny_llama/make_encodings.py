@@ -12,6 +12,9 @@ scale per rank position; a module that only one of them targets keeps that adapt
 
 What is made:
 
+- ``use_case_graphs/<use case>.onnx``: the graph that the use case is calibrated on, as it is before
+  AIMET adds its quantizers, weights inside: what the vendor's flow hands over beside the base. The
+  scale of a rank is lora_alpha / r (the root of r for rsLoRA) times the use case's strength.
 - ``encodings/base.encodings``: the base graph.
 - ``encodings/<use case>.encodings``: base tensors loaded from ``base.encodings`` and frozen, the
   outputs of the final Adds calibrated with the branches at zero and frozen, then the branch
@@ -248,7 +251,18 @@ def check_frozen(encodings: dict, base: dict, branches: list[str]) -> None:
         assert {**entries[name], "name": twin} == known[twin], f"{name} is not frozen"
 
 
+def save_graph(use_case: str, work: Path) -> None:
+    """Write the use case's graph; the names in its encodings are the graph's own."""
+    import onnx
+
+    model, _ = use_case_graph(use_case, work)
+    onnx.checker.check_model(model, full_check=True)
+    (HERE / "use_case_graphs").mkdir(exist_ok=True)
+    onnx.save(model, str(HERE / "use_case_graphs" / f"{use_case}.onnx"))
+
+
 def main() -> None:
+    shutil.rmtree(HERE / "use_case_graphs", ignore_errors=True)
     for kind in ("encodings", "quant_updatable"):
         for suffix in ("", "_all"):
             shutil.rmtree(HERE / (kind + suffix), ignore_errors=True)
@@ -259,6 +273,7 @@ def main() -> None:
         for name, strengths in USE_CASES.items():
             if not strengths:
                 continue
+            save_graph(name, work)
             encodings, branches = calibrate_frozen(name, base, work)
             check_frozen(encodings, base, branches)
             write("encodings", name, encodings, branches)
