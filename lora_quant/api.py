@@ -13,12 +13,12 @@ from lora_quant.config.manifest import Manifest, read_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.config.output_files import read_importer_config
 from lora_quant.config.use_case_graphs import base_model
-from lora_quant.errors import ConfigError, PackError, Where
+from lora_quant.errors import PackError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
 from lora_quant.passes.contract import Pass
-from lora_quant.passes.runner import default_passes, run_passes
+from lora_quant.passes.runner import FINAL_PIPELINE, PIPELINE, default_passes, run_passes
 from lora_quant.targets.files.output_transaction import OutputTransaction
 from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder
 
@@ -42,7 +42,7 @@ def build(
 ) -> BuildResult:
     """Compile `config` (a LoraConfig, or the path of its YAML file) into the folder `output`.
 
-    `passes` replaces the default pipeline of lora_quant.passes.runner. The output appears whole or
+    `passes` replaces the default pipelines of lora_quant.passes.runner. The output appears whole or
     not at all; any LoraQuantError leaves what was there before.
     """
     options = options or BuildOptions()
@@ -52,9 +52,9 @@ def build(
     else:
         config_file = Path(config)
         parsed = read_lora_config(config_file)
+    base_path = base_model(parsed, config_file)
     if options.merge is not None:
         parsed = parsed.alone(options.merge, config_file)
-    base_path = base_model(parsed, config_file)
     with OutputTransaction(output, force=options.force) as folder:
         state = _compile(parsed, config_file, base_path, options, folder, passes, progress)
     return BuildResult(output, read_manifest(output / MANIFEST), state.findings)
@@ -67,13 +67,6 @@ def build_lora_graph(
 
     Raises LoraQuantError; `output_dir` must not hold a pack yet.
     """
-    if not config.create_lora_graph:
-        raise ConfigError(
-            "create_lora_graph=False is not supported: the given graph must be a base without "
-            "branches",
-            where=Where(field="create_lora_graph"),
-            hint="give the base graph and leave create_lora_graph at True",
-        )
     folder = Path(output_dir)
     if (folder / MANIFEST).exists():
         raise PackError(
@@ -82,7 +75,11 @@ def build_lora_graph(
             hint="choose another output_dir, or call lora_quant.build with "
             "BuildOptions(force=True) to replace it",
         )
-    options = BuildOptions(mode=config.quant_updatable_mode, alpha_name=config.alpha_tensor_name)
+    options = BuildOptions(
+        create_lora_graph=config.create_lora_graph,
+        mode=config.quant_updatable_mode,
+        alpha_name=config.alpha_tensor_name,
+    )
     source = config.lora_config_path
     result = build(config.lora_config() if source is None else source, folder, options)
     paths = {f.role: folder / f.path for f in result.manifest.files("qairt") if f.use_case is None}
@@ -112,5 +109,6 @@ def _compile(
         config_file=config_file,
         progress=progress,
     )
-    steps = default_passes() if passes is None else passes
-    return run_passes(start, steps, check_conditions=options.check_stages)
+    if passes is None:
+        passes = default_passes(PIPELINE if options.create_lora_graph else FINAL_PIPELINE)
+    return run_passes(start, passes, check_conditions=options.check_stages)

@@ -29,7 +29,7 @@ from lora_quant import (
     serialize_lora_input_config,
 )
 from lora_quant.config.lora_config import read_lora_config
-from lora_quant.errors import ConfigError, PackError
+from lora_quant.errors import PackError
 from tests.conftest import Packs
 from tests.run_graph import largest, run_use_case
 from tests.sample import ALPHAS, CONFIG, MAX_RANK, SAMPLE, SCALES, copy_sample, keep_use_cases, tree
@@ -173,6 +173,7 @@ def test_order_of_the_use_cases_does_not_change_their_files(packs: Packs, tmp_pa
     assert turned.keys() == first.keys()
     assert {n for n in first if first[n] != turned[n]} == {
         "pack.json",
+        "qairt/genie_lora.json",
         "qairt/lora_importer_config.yaml",
     }
 
@@ -228,16 +229,6 @@ def test_build_lora_graph_does_not_replace_a_pack(tmp_path: Path) -> None:
         build_lora_graph(config, out)
     assert caught.value.hint is not None
     assert "BuildOptions(force=True)" in caught.value.hint
-
-
-def test_create_lora_graph_false_is_refused(tmp_path: Path) -> None:
-    config = LoraBuilderInputConfig(
-        lora_config_path=CONFIG, alpha_tensor_name="a", create_lora_graph=False
-    )
-    with pytest.raises(ConfigError, match="create_lora_graph=False is not supported") as caught:
-        build_lora_graph(config, tmp_path / "out")
-    assert caught.value.where.field == "create_lora_graph"
-    assert not (tmp_path / "out").exists()
 
 
 def test_float_build_writes_no_encodings(packs: Packs) -> None:

@@ -127,6 +127,19 @@ def load_adapter(
     """
     with _naming(name):
         checkpoint = open_checkpoint(path)
+    return adapter_of(name, checkpoint, rules, declared=declared, task=task)
+
+
+def adapter_of(
+    name: str,
+    checkpoint: Checkpoint,
+    rules: Mapping[str, LoweringRule],
+    *,
+    declared: DeclaredParams | None = None,
+    task: int | None = None,
+) -> Adapter:
+    """The adapter of a checkpoint that is open; see load_adapter."""
+    with _naming(name):
         rule = _rule_for(checkpoint, rules)
         if task is not None:
             checkpoint = replace(checkpoint, config=with_task(checkpoint.config, rule, task))

@@ -66,6 +66,11 @@ class Manifest(ConfigModel):
         default=None,
         description="How many modules of the base it changed; absent if nothing was merged.",
     )
+    given_graph: Literal[True] | None = Field(
+        default=None,
+        description="Whether the base graph was given with its branches, as the final graph; "
+        "absent if they were built.",
+    )
     base: BaseRecord
     inputs: Annotated[tuple[InputRecord, ...], Strict(False)] = Field(
         default=(), description="What was read, apart from the base graph."
@@ -140,7 +145,7 @@ class Manifest(ConfigModel):
         given: list[tuple[PathParts, AlphaRecord | None]] = [(("alpha",), self.alpha)]
         given += [(("targets", n, "alpha"), one.alpha) for n, one in enumerate(self.targets)]
         for path, alpha in given:
-            if alpha is None:
+            if alpha is None or alpha.layout == "one":
                 continue
             places = math.prod(alpha.shape)
             for use_case in self.use_cases:

@@ -62,8 +62,8 @@ class InputRecord(StoredFile):
     """An input other than the base graph."""
 
     role: PlainName = Field(
-        description="What it was read as: config, attach-points, adapter, encodings, "
-        "updatable-tensors, graph."
+        description="What it was read as: config, attach-points, map-from, adapter, encodings, "
+        "updatable-tensors, graph, graph-data."
     )
     name: PlainName | None = Field(
         default=None, description="The adapter or use case that it belongs to, if it is of one."
@@ -96,9 +96,10 @@ class AlphaRecord(ConfigModel):
     """The graph input that carries the strengths."""
 
     tensor: PlainName = Field(description="Name of the graph input.")
-    layout: Literal["slot", "rank"] = Field(
+    layout: Literal["slot", "rank", "one"] = Field(
         description="slot: one strength per slot; rank: one scale per rank position, "
-        "alpha_i * scale_i in the range of slot i."
+        "alpha_i * scale_i in the range of slot i; one: a single strength for all slots, in a "
+        "graph that was given with its branches."
     )
     dtype: str = Field(description="ONNX element type in lower case, such as float.", min_length=1)
     shape: Shape = Field(description="Shape of the input.")
@@ -204,7 +205,8 @@ class TensorRecord(ConfigModel):
     dtype: str = Field(description="ONNX element type in lower case.", min_length=1)
     role: PlainName = Field(
         description="a_weight, b_weight, expansion, g, h, c, router, router_expansion, "
-        "router_rest, or replaced for a parameter of the base."
+        "router_rest, scale for constants that scale branches of a given graph, or replaced for a "
+        "parameter of the base."
     )
 
 
@@ -261,7 +263,7 @@ class PackFile(ConfigModel):
     role: PlainName = Field(
         description="What it is: graph, graph-data, base-encodings, lora-tensor-names, "
         "importer-config, output-files, weights, adapter, prompt, quant-overrides, "
-        "quant-updatable-tensors, context, context-data, companion."
+        "quant-updatable-tensors, genie-lora, qnn-lora-config, context, context-data, companion."
     )
     use_case: FolderName | None = Field(
         default=None, description="The use case it belongs to; absent if it is of all."

@@ -220,11 +220,25 @@ class BuildOptions:
         if self.beside_base and set(self.targets) <= _WITH_OWN_DATA:
             how = "without a target that shares the base's data: qnn quantizes all of it"
             raise _clash("beside_base", how, "leave it out")
+        if not self.create_lora_graph:
+            self._check_final()
         if self.merge is None:
             return
         for name, reason in _NOT_MERGED.items():
             if self._is_given(name):
                 raise _clash(name, f"with merge: {reason}", "leave one of them out")
+
+    def _check_final(self) -> None:
+        """Refuse what would make another graph of one that is final."""
+        others = [name for name in self.targets if name not in _FINAL_TARGETS]
+        if others:
+            how = "without create_lora_graph, and writes a graph of its own"
+            hint = f"a final graph has packs for {', '.join(sorted(_FINAL_TARGETS))} alone"
+            raise _clash(f"the target {others[0]!r}", how, hint, field="targets")
+        for name, reason in _NOT_FINAL.items():
+            if self._is_given(name):
+                how = f"without create_lora_graph: {reason}"
+                raise _clash(name, how, "leave one of them out")
 
     def _is_given(self, name: str) -> bool:
         return bool(getattr(self, name) != BuildOptions.__dataclass_fields__[name].default)
@@ -242,9 +256,19 @@ _OF_TARGET = {
 _WITH_OWN_DATA = frozenset({"qnn"})
 """Targets that write a data file of their own."""
 
+_FINAL_TARGETS = frozenset({"qairt"})
+"""Targets that take a graph as it is."""
+
+_NOT_FINAL = {
+    "alpha_layout": "the given graph has a layout of its own",
+    "merge": "the given graph stays as it is",
+}
+"""Options that would change a final graph, each with the reason."""
+
 _NO_SWITCH = "a merged graph has nothing to switch"
 _NO_ENCODINGS = "a merged graph comes without encodings"
 _NOT_MERGED = {
+    "map_from": "nothing can be merged into quantized weights",
     "mode": _NO_SWITCH,
     "alpha_name": "a merged graph has no input for strengths",
     "alpha_layout": "a merged graph has no input for strengths",
@@ -260,5 +284,5 @@ _NOT_MERGED = {
 """Options that a merged build has no use for, each with the reason."""
 
 
-def _clash(given: str, how: str, hint: str) -> ConfigError:
-    return ConfigError(f"{given} is given {how}", where=Where(field=given), hint=hint)
+def _clash(given: str, how: str, hint: str, *, field: str | None = None) -> ConfigError:
+    return ConfigError(f"{given} is given {how}", where=Where(field=field or given), hint=hint)

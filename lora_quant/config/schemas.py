@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from lora_quant.config.adapter_params import AdapterParamsConfig
 from lora_quant.config.attach_map import AttachPointMap
 from lora_quant.config.documents import dump_json, parse_json
+from lora_quant.config.genie import GenieConfig, GenieLora
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.output_files import LoraImporterConfig, LoraOutputFiles
@@ -34,6 +35,8 @@ SCHEMAS: Final[dict[str, tuple[str, type[BaseModel]]]] = {
     "output-files": ("lora_output_files.yaml", LoraOutputFiles),
     "run-config": ("Run config", UseCaseRunConfig),
     "report": ("Report of a command", Report),
+    "genie-lora": ("lora block of Genie", GenieLora),
+    "genie-config": ("Genie configuration", GenieConfig),
 }
 """Name -> title and model of each generated schema."""
 

@@ -76,6 +76,20 @@ def permute_channels(encoding: Encoding, order: Sequence[int]) -> Encoding:
     return _with_rows(encoding, [{name: a[index] for name, a in _rows(encoding).items()}])
 
 
+def channels_at(encoding: Encoding, positions: Sequence[int]) -> Encoding:
+    """Channel i of the result is channel positions[i]; per-tensor and float ones do not change.
+
+    Raises EncodingsError for positions that the encoding does not have.
+    """
+    if encoding.granularity is Granularity.PER_TENSOR:
+        return encoding
+    channels = _channels(encoding)
+    if not all(0 <= position < channels for position in positions):
+        raise EncodingsError(f"{list(positions)} are not all among {channels} channels")
+    index = np.asarray(positions, dtype=np.intp)
+    return _with_rows(encoding, [{name: a[index] for name, a in _rows(encoding).items()}])
+
+
 def scatter_channels(encoding: Encoding, positions: Sequence[int], count: int) -> Encoding:
     """Channel i at positions[i] of `count`; the others repeat the channel of the largest scale.
 

@@ -2,6 +2,7 @@
 
     x * v, v in [low, high]    between the outermost products of both ranges
     x + v, v in [low, high]    both ends moved outwards
+    x + v, v on a grid         the same, with the ends of that grid
     a grid that holds 1        what multiplies by 1 must not change anything
 
 Whatever x and v are within their ranges, the result is within the new one, but for the rounding of
@@ -10,15 +11,17 @@ an asymmetric grid's offset, which is half a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.encodings.algebra import scaled
+from lora_quant.encodings.algebra import common_structure, scaled
 from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.encoding import Encoding
-from lora_quant.encodings.kinds import BLOCKWISE
+from lora_quant.encodings.kinds import BLOCKWISE, Granularity
+from lora_quant.errors import EncodingsError
 
 
 def times(grid: Encoding, low: float, high: float) -> Encoding:
@@ -37,6 +40,20 @@ def plus(grid: Encoding, low: float, high: float) -> Encoding:
         return grid
     ends = (float(grid.minimum.min()) + low, float(grid.maximum.max()) + high)
     return from_range(*ends, bits=grid.bits, symmetric=grid.symmetric)
+
+
+def sum_of(grids: Sequence[Encoding]) -> Encoding:
+    """The per-tensor grid of x1 + x2 + ..., from the sum of the minima to that of the maxima.
+
+    Raises EncodingsError if the structures differ, or a grid is not per tensor.
+    """
+    structure = common_structure(grids)
+    if len(grids) == 1 or grids[0].scale is None:
+        return grids[0]
+    if structure.granularity != Granularity.PER_TENSOR.value:
+        raise EncodingsError(f"a sum needs grids per tensor, got {structure.granularity}")
+    low, high = sum(float(g.minimum) for g in grids), sum(float(g.maximum) for g in grids)
+    return from_range(low, high, bits=grids[0].bits, symmetric=grids[0].symmetric)
 
 
 def holding_one(grid: Encoding) -> Encoding:

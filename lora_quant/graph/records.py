@@ -184,11 +184,15 @@ class Requantized:
 
 @dataclass(frozen=True)
 class Branch:
-    """The tensors of one built branch: y = h + l, l = B m, m = s * a, a = A x.
+    """The tensors of one branch: y = h + l, l = B m, m = s * a, a = A x.
 
     `relayouts` are the tensors between them that only change layout (a transposed x). Where the
     attach point has vectors, h is what they give. With `requantized`, the sum is its `raw`, and y
     what it gives.
+
+    In a graph that brought its branches, s may be behind B: then m is a, and B m is among the
+    `relayouts`. `out_axes` tells the axes of A's ranks and of B's outputs in their initializers, if
+    they are not those that add_branches gives them.
     """
 
     attach: AttachPoint
@@ -203,6 +207,14 @@ class Branch:
     relayouts: tuple[str, ...] = ()
     router: Router | None = None
     requantized: Requantized | None = None
+    out_axes: tuple[int, int] | None = None
+
+    @property
+    def channel_axes(self) -> tuple[int, int]:
+        """The axes of A's ranks and of B's outputs: 1 and 1 for `[in, R]` and `[R, out]`."""
+        if self.out_axes is not None:
+            return self.out_axes
+        return (0, 0) if self.attach.linear.form is Form.CONV else (1, 1)
 
 
 @dataclass(frozen=True)
@@ -244,7 +256,7 @@ class ScaleRecord:
     int64 initializers that the re-layouts read. `gate` is the graph input `[batch, tokens, slots]`
     (`rank` layout: `[batch, tokens, R]`) that multiplies alpha where an adapter is gated; `scales`
     then holds alpha * gate and what comes of it as well, and `gated` these alone, alpha * gate
-    first.
+    first. A graph that brought its branches may have an alpha of one value for all ranks.
     """
 
     alpha: TensorRecord
@@ -256,11 +268,27 @@ class ScaleRecord:
 
 
 @dataclass(frozen=True)
+class ConstantScale:
+    """What some branches of a graph are scaled by, in place of a strength that is fed.
+
+    `weight` holds a value for each rank, or one for all. `branches` are the names of their attach
+    points.
+    """
+
+    weight: TensorRecord
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BranchedGraph:
     """Everything that was added to the base graph, and what of the base a use case replaces.
 
     `points` are the attach points as they were given, in graph order; `branches` has one entry for
     each with low rank, `vectors` one for each vector. `scale` is None without any branch.
+
+    Of a graph that brought its branches, `points` has one entry for each branch, chained ones
+    among them, `scale` is None if no input feeds strengths, and `constant_scales` are the
+    initializers that scale branches.
     """
 
     points: tuple[AttachPoint, ...]
@@ -270,6 +298,7 @@ class BranchedGraph:
     slot_count: int
     vectors: tuple[VectorTensors, ...] = ()
     replaced: tuple[ReplacedParameter, ...] = ()
+    constant_scales: tuple[ConstantScale, ...] = ()
 
     @property
     def requantized(self) -> tuple[Requantized, ...]:

@@ -10,6 +10,7 @@ weights, owns no rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -55,7 +56,6 @@ class AllocateSlots:
             max_rank = max(max_rank, start)
         if not any(use_cases.values()):
             raise _no_adapter(compilation)
-        negative = [_negative(name, s) for name, u in use_cases.items() for s in u if s.alpha < 0]
         table = SlotTable(
             max_rank=max(max_rank, _LEAST) if max_rank else 0,
             slot_count=max(_LEAST, *(len(slots) for slots in use_cases.values())),
@@ -64,7 +64,7 @@ class AllocateSlots:
         if table == compilation.slots:
             return PassResult(compilation, changed=False)
         allocated = replace(compilation, slots=table).with_findings(
-            *negative, *fixed_biases(compilation)
+            *negative_strengths(use_cases), *fixed_biases(compilation)
         )
         return PassResult(allocated, changed=True)
 
@@ -82,6 +82,12 @@ def _no_adapter(compilation: Compilation) -> ConfigError:
         where=Where(file=compilation.config_file, field="use-case"),
         hint="list adapters in `adapter_names` of at least one use case",
     )
+
+
+def negative_strengths(use_cases: Mapping[str, tuple[Slot, ...]]) -> Iterator[Finding]:
+    """A warning for every slot whose strength is below 0."""
+    for name, slots in use_cases.items():
+        yield from (_negative(name, slot) for slot in slots if slot.alpha < 0)
 
 
 def _negative(use_case: str, slot: Slot) -> Finding:

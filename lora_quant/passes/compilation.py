@@ -15,6 +15,7 @@ from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.exported.records import ExportedUseCases
+from lora_quant.passes.final.records import GivenGraph, StrengthLayout
 from lora_quant.passes.prompt_inputs import PromptInputs
 from lora_quant.passes.replacements import Replacement
 from lora_quant.passes.slots import SlotTable
@@ -56,7 +57,8 @@ class Compilation:
     where packs are written; None if nothing will be. `progress` is told
     (what, done, total) by long steps. `replacements` are the parameters of the base that adapters
     replace; `prompts` tells the inputs that a soft prompt feeds, by adapter. `exported` is what the
-    graphs of use cases tell that come with their branches inside.
+    graphs of use cases tell that come with their branches inside. `given` is there if the graph is
+    final.
     """
 
     config: LoraConfig
@@ -66,6 +68,7 @@ class Compilation:
     config_file: Path | None = None
     findings: tuple[Finding, ...] = ()
     exported: ExportedUseCases | None = None
+    given: GivenGraph | None = None
     adapters: Mapping[str, Adapter] | None = None
     attach_map: Mapping[str, list[str]] | None = None
     resolution: Resolution | None = None
@@ -80,6 +83,11 @@ class Compilation:
     def with_findings(self, *findings: Finding) -> Compilation:
         """The same state with more findings."""
         return replace(self, findings=self.findings + findings)
+
+    @property
+    def alpha_layout(self) -> StrengthLayout:
+        """The layout of the input for strengths: as the options say, or as a final graph has it."""
+        return self.options.alpha_layout if self.given is None else self.given.alpha_layout
 
     def having(self, name: str) -> Any:
         """A field that an earlier pass fills in; a missing one is a defect of the pass order."""

@@ -12,6 +12,8 @@ def _adapters(c: Compilation) -> str | None:
     if c.adapters is None:
         return "no adapter was opened"
     used = {name for use_case in c.config.use_cases for name in use_case.adapter_names}
+    if c.given is not None:
+        used -= c.given.described.keys()
     missing = sorted(used - set(c.adapters))
     return f"adapters {missing} are used and not opened" if missing else None
 
@@ -55,6 +57,8 @@ def _branched(c: Compilation) -> str | None:
         return "no branches were built"
     if c.options.merge is not None:
         return None
+    if c.given is not None:
+        return None if c.given.found else "the given graph's branches were not looked for"
     built = len(c.branched.branches)
     wanted = sum(point.low_rank for point in c.resolution.points)
     return f"{built} branches for {wanted} attach points" if built != wanted else None
@@ -74,6 +78,13 @@ def _merged(c: Compilation) -> str | None:
     return "encodings were not merged"
 
 
+def _chosen(c: Compilation) -> str | None:
+    if c.given is None:
+        return "it was not settled where the weights of a final graph come from"
+    return None
+
+
+WEIGHTS_CHOSEN = Condition("use cases of a final graph know their weights", _chosen)
 ADAPTERS_OPEN = Condition("adapters are open", _adapters)
 MODULES_RESOLVED = Condition("every module has an attach point", _resolved)
 ADAPTERS_LOWERED = Condition("every module has a low rank", _lowered)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from lora_quant.adapters.files.finite import all_finite
 from lora_quant.adapters.lowered import FloatArray, Lowered
 from lora_quant.errors import AdapterError, Where
-from lora_quant.graph.branching.points import rank_axis
 from lora_quant.graph.records import Branch, Form, TensorRecord
 from lora_quant.passes.slots import Slot
 
@@ -57,8 +56,10 @@ def place(
         A[ranks] = cast_a.reshape(rank, *A.shape[1:])
         B[rows, ranks] = cast_b.reshape(*cast_b.shape, *(1,) * (B.ndim - 2))
     else:
-        A[:, ranks] = cast_a.reshape(rank, -1).T
-        B[ranks, rows] = cast_b.T
+        # A graph that brought its branches may store either the other way round.
+        axis_a, axis_b = branch.channel_axes
+        (A if axis_a else A.T)[:, ranks] = cast_a.reshape(rank, -1).T
+        (B if axis_b else B.T)[ranks, rows] = cast_b.T
 
 
 def expansion_matrix(record: TensorRecord, slots: tuple[Slot, ...]) -> NDArray[np.float32]:
@@ -105,7 +106,7 @@ def _b_values(one: PlacedModule, gemm_gain: float) -> FloatArray:
 
 
 def _ranks_per_part(branch: Branch) -> int:
-    return branch.a_weight.shape[rank_axis(branch.attach, is_a=True)] // len(branch.attach.parts)
+    return branch.a_weight.shape[branch.channel_axes[0]] // len(branch.attach.parts)
 
 
 def _cast(

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from lora_quant import plugins
-from lora_quant.adapters.adapter import Adapter, load_adapter
+from lora_quant.adapters.adapter import Adapter, adapter_of, load_adapter
 from lora_quant.adapters.contract import LoweringRule
 from lora_quant.adapters.declared import DeclaredParams
-from lora_quant.config.adapter_params import AdapterParamsConfig, read_adapter_params
-from lora_quant.config.documents import read_json
-from lora_quant.config.lora_config import AdapterConfig
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, UnsupportedAdapterError, Where
 from lora_quant.findings import Finding, Severity
+from lora_quant.passes.adapter_sources import AdapterSources, read_sources
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN
 from lora_quant.passes.contract import Condition, PassResult
@@ -41,12 +39,14 @@ class LowerAdapters:
             return PassResult(compilation, changed=False)
         config = compilation.config
         unused = config.unused_adapters()
+        described = () if compilation.given is None else compilation.given.described
         rules = plugins.Instances(plugins.LOWERING_RULES)
         adapters: dict[str, Adapter] = {}
         for number, entry in enumerate(config.adapter):
             compilation.progress(f"adapter {entry.name}", number, len(config.adapter))
-            if entry.name not in unused:
-                adapter = _open(entry, rules, compilation.config_file)
+            if entry.name not in unused and entry.name not in described:
+                sources = read_sources(entry, compilation.config_file)
+                adapter = _open(sources, rules, compilation)
                 _check_dense(adapter, compilation.options)
                 adapters[entry.name] = adapter
         found = [f for adapter in adapters.values() for f in adapter.findings]
@@ -57,46 +57,34 @@ class LowerAdapters:
 
 
 def _open(
-    entry: AdapterConfig, rules: Mapping[str, LoweringRule], config_file: Path | None
+    sources: AdapterSources, rules: Mapping[str, LoweringRule], compilation: Compilation
 ) -> Adapter:
-    """Tell checkpoints from descriptions among an adapter's `lora_config` entries."""
-    checkpoints: list[Path] = []
-    declared: list[AdapterParamsConfig] = []
-    for source in entry.adapter_lora_config:
-        if isinstance(source, AdapterParamsConfig):
-            declared.append(source)
-        elif _is_description(path := Path(source)):
-            declared.append(read_adapter_params(path))
-        else:
-            checkpoints.append(path)
-    where = Where(file=config_file, field="lora_config", adapter=entry.name)
-    if not checkpoints:
+    """From a checkpoint, or from what the graphs of use cases hold of an adapter without one."""
+    name, declared = sources.name, sources.declared
+    where = Where(file=compilation.config_file, field="lora_config", adapter=name)
+    exported = compilation.exported
+    if exported is not None and name in exported.checkpoints:
+        return adapter_of(name, exported.checkpoints[name], rules, task=sources.entry.task_id)
+    path = sources.checkpoint or sources.config
+    if path is None:
         raise ConfigError(
-            f"adapter {entry.name!r} has a description and no weights",
+            f"adapter {name!r} has a description and no weights",
             where=where,
             hint="name its PEFT folder or .safetensors file as well: "
-            "lora_config: [params.json, peft_folder]",
-        )
-    if len(checkpoints) > 1:
-        raise ConfigError(
-            f"adapter {entry.name!r} names {len(checkpoints)} checkpoints, expected one",
-            where=where,
-            hint="make each an adapter of its own and list them together in a use case",
+            "lora_config: [params.json, peft_folder]; or name a graph that holds its branches as "
+            "the model_name of a use case",
         )
     if len(declared) > 1:
         raise ConfigError(
-            f"adapter {entry.name!r} has {len(declared)} descriptions, expected at most one",
+            f"adapter {name!r} has {len(declared)} descriptions, expected at most one",
             where=where,
         )
     params = [
-        DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules)) for d in declared
+        DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules))
+        for d in (one.params for one in declared)
     ]
     return load_adapter(
-        entry.name,
-        checkpoints[0],
-        rules,
-        declared=params[0] if params else None,
-        task=entry.task_id,
+        name, path, rules, declared=params[0] if params else None, task=sources.entry.task_id
     )
 
 
@@ -114,14 +102,6 @@ def _check_dense(adapter: Adapter, options: BuildOptions) -> None:
             hint="put a use case with it into the base's weights with --merge, or accept the best "
             "low rank within an error with --approximate --max-error",
         )
-
-
-def _is_description(path: Path) -> bool:
-    """Whether a file is the vendor's adapter JSON, which has a rank and no `peft_type`."""
-    if path.suffix != ".json" or not path.is_file():
-        return False
-    content = read_json(path)
-    return isinstance(content, dict) and "rank" in content and "peft_type" not in content
 
 
 def _routes(adapter: Adapter) -> bool:

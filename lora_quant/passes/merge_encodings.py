@@ -11,6 +11,7 @@ once more when it is written; none is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from lora_quant.config.lora_config import UseCaseInputConfig
@@ -25,14 +26,20 @@ from lora_quant.graph.values.weight_layouts import branch_layouts
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ENCODINGS_MERGED, UPDATABLE_SELECTED
 from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.passes.final.encodings import (
+    FinalReader,
+    with_base_outputs,
+    with_branches,
+)
 from lora_quant.passes.merging.axes import base_facts, facts_by_size
 from lora_quant.passes.merging.merged import MergedEncodings
+from lora_quant.passes.merging.named_encodings import names_of
 from lora_quant.passes.merging.strength_inputs import (
     StrengthInputs,
     strength_findings,
     strength_inputs,
 )
-from lora_quant.passes.merging.tensor_names import TensorNames
+from lora_quant.passes.merging.tensor_names import TensorNames, Translation
 from lora_quant.passes.merging.use_case_encodings import EncodingsReader
 from lora_quant.passes.merging.use_case_scan import UseCaseScan
 from lora_quant.passes.select_updatable import lora_weights
@@ -55,9 +62,12 @@ class MergeEncodings:
         branched: BranchedGraph = compilation.having("branched")
         names = TensorNames(branched, compilation.base.index.names, compilation.having("adapters"))
         file = read_encodings(source.encodings)
-        base = _in_our_names(file, names, branched)
+        translation = names_of(compilation, names, source.name).translate(file.encodings)
+        base = _in_our_names(file, translation, names, branched)
+        if compilation.given is not None:
+            base = with_base_outputs(base, file, names)
         inputs = strength_inputs(compilation, base.encodings)
-        reader = EncodingsReader(compilation, names, base, inputs, source.encodings, file)
+        reader = _reader(compilation, names, base, inputs, source.encodings, file)
         if inputs is not None:
             compilation = compilation.with_findings(*strength_findings(compilation, inputs))
         if source.adapter_names:
@@ -69,9 +79,22 @@ class MergeEncodings:
             )
             compilation = compilation.with_findings(*scan.take(use_case))
         compilation = compilation.with_findings(*scan.conflicts(compilation))
-        complete, lost = _complete(base, inputs, scan, compilation)
+        started = base if compilation.given is None else with_branches(base, file, names)
+        complete, lost = _complete(started, inputs, scan, compilation)
         merged = MergedEncodings(complete, reader, scan.updatable)
         return PassResult(replace(compilation.with_findings(*lost), merged=merged), changed=True)
+
+
+def _reader(
+    compilation: Compilation,
+    names: TensorNames,
+    base: EncodingFile,
+    inputs: StrengthInputs | None,
+    path: Path,
+    file: EncodingFile,
+) -> EncodingsReader:
+    made = EncodingsReader if compilation.given is None else FinalReader
+    return made(compilation, names, base, inputs, path, file)
 
 
 def _base_use_case(compilation: Compilation) -> UseCaseInputConfig | None:
@@ -80,12 +103,13 @@ def _base_use_case(compilation: Compilation) -> UseCaseInputConfig | None:
     return next((u for u in given if not u.adapter_names), given[0] if given else None)
 
 
-def _in_our_names(file: EncodingFile, names: TensorNames, branched: BranchedGraph) -> EncodingFile:
+def _in_our_names(
+    file: EncodingFile, translation: Translation, names: TensorNames, branched: BranchedGraph
+) -> EncodingFile:
     """The base's file with our tensor names; the base's own output has y's wherever it is renamed.
 
     Branch tensors come from the unions instead.
     """
-    translation = names.translate(file.encodings)
     ours = {name: tensor for tensor, name in translation.names.items()}
     params = frozenset(ours[n] for n in file.params or () if n in ours)
     kept = {ours[n]: e for n, e in file.encodings.items() if n in ours}
@@ -122,14 +146,11 @@ def _facts(
     compilation: Compilation, branched: BranchedGraph, complete: EncodingFile
 ) -> dict[str, TensorFacts]:
     """Shapes and axes of every weight that may have a grid per channel or block."""
-    return {
-        **facts_by_size(compilation.base, complete.encodings),
-        **base_facts(compilation.base),
-        **{
-            w.name: TensorFacts(w.shape, w.channel_axis, w.block_axis)
-            for w in branch_layouts(branched)
-        },
-    }
+    own = {**facts_by_size(compilation.base, complete.encodings), **base_facts(compilation.base)}
+    if compilation.given is not None:
+        return own  # its branches are nodes of the graph as all others
+    added = branch_layouts(branched)
+    return own | {w.name: TensorFacts(w.shape, w.channel_axis, w.block_axis) for w in added}
 
 
 def _no_base(source: UseCaseInputConfig) -> Finding:

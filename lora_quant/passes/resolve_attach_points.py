@@ -1,6 +1,6 @@
 """Pass: find what each adapter adapts in the graph.
 
-modules (+ attach point mapping)  ->  attach points in graph order, and placements
+modules (+ module map)            ->  attach points in graph order, and placements
 parameters that are replaced      ->  initializers
 soft prompts                      ->  the inputs that take them
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lora_quant.adapters.lowered import ModuleShape
-from lora_quant.config.attach_map import read_attach_map
 from lora_quant.graph.attach.resolver import Resolver
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.conditions import ADAPTERS_OPEN, MODULES_RESOLVED
 from lora_quant.passes.contract import Condition, PassResult
+from lora_quant.passes.exported.module_names import completed
+from lora_quant.passes.module_map import module_map
 from lora_quant.passes.module_requests import module_request
 from lora_quant.passes.prompt_inputs import find_prompt_inputs
 from lora_quant.passes.replacements import find_replacements
@@ -33,17 +34,21 @@ class ResolveAttachPoints:
     def run(self, compilation: Compilation) -> PassResult:
         """Raises AttachPointError for a module without exactly one fitting node.
 
-        GraphError for a parameter or a prompt that the graph has no place for.
+        GraphError for a parameter or a prompt that the graph has no place for, and for a float
+        graph that is not the base's; ConfigError if it is given beside a mapping.
         """
-        mapping_file = compilation.config.attach_point_onnx_mapping
         base = compilation.base
-        mapping = read_attach_map(mapping_file) if mapping_file else None
+        told = module_map(compilation)
+        exported = compilation.exported
+        modules = {} if exported is None else exported.modules
+        mapping = completed(told.mapping, modules, base.catalog)
         resolver = Resolver(
             base.catalog,
             base.index,
             graph_file=base.path,
             mapping=mapping,
-            mapping_file=mapping_file,
+            mapping_file=told.file,
+            mapping_source=told.source,
         )
         adapters = compilation.having("adapters").values()
         branches = compilation.options.merge is None
@@ -68,12 +73,12 @@ class ResolveAttachPoints:
         }
         resolved = replace(
             compilation,
-            attach_map=mapping,
+            attach_map=told.mapping if told.is_written else None,
             resolution=resolution,
             replacements=replacements,
             prompts=prompts,
         )
-        return PassResult(resolved.with_findings(*findings, *noticed), changed=True)
+        return PassResult(resolved.with_findings(*told.findings, *findings, *noticed), changed=True)
 
 
 def _has_low_rank(shape: ModuleShape) -> bool:

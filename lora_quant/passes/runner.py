@@ -21,6 +21,20 @@ PIPELINE = (
     "emit-packs",
     "validate-packs",
 )
+"""A base graph, or one graph per use case: branches of a common max rank are built."""
+
+FINAL_PIPELINE = (
+    "choose-weights",
+    "lower-adapters",
+    "resolve-attach-points",
+    "lower-with-base",
+    "adopt-branches",
+    "select-updatable",
+    "merge-encodings",
+    "emit-packs",
+    "validate-packs",
+)
+"""A graph that is final: its branches are found, and use cases bring values for them."""
 
 
 def default_passes(names: Sequence[str] = PIPELINE) -> list[Pass]:
@@ -48,12 +62,13 @@ def run_passes(
 
 
 def _check(step: Pass, compilation: Compilation, side: str) -> None:
+    order = "PIPELINE" if compilation.options.create_lora_graph else "FINAL_PIPELINE"
     for condition in getattr(step, side):
         wrong = condition.broken(compilation)
         if wrong is not None:
             raise PluginError(
                 f"pass {step.name!r} {side} {condition.name!r}, which does not hold: {wrong}",
-                hint="run the passes in the order of lora_quant.passes.runner.PIPELINE"
+                hint=f"run the passes in the order of lora_quant.passes.runner.{order}"
                 if side == "requires"
                 else "the pass is defective",
             )

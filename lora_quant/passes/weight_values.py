@@ -4,7 +4,8 @@
 
 An attach point that no adapter of the use case adapts gets zeros for A, B and c, and ones for g and
 h. Where several adapters meet, low rank and c add up, and what scales the output scales everything
-that was there before: see lora_quant.passes.stacking.
+that was there before: see lora_quant.passes.stacking. A use case of a final graph may have a graph
+of its own: then values are those of that file.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from lora_quant.adapters.lowered import Dense
 from lora_quant.graph.branching.router import expert_columns
 from lora_quant.graph.branching.updatable_weights import Role, UpdatableWeight, updatable_weights
+from lora_quant.graph.exported.verbatim import VerbatimWeights, open_verbatim
 from lora_quant.graph.files.element_types import DTYPE_OF
 from lora_quant.graph.records import AttachPoint, Branch, BranchedGraph, TensorRecord
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.factors import PlacedModule, cast_to, expansion_matrix, place
+from lora_quant.passes.final.placement import placed_scales
 from lora_quant.passes.modules_by_point import ModulesByPoint, UseCaseModule
 from lora_quant.passes.replacements import replaced_values
 
@@ -43,6 +46,12 @@ def use_case_weights(compilation: Compilation, use_case: str) -> Iterator[PointV
 
     Raises AdapterError for values that the graph's dtype cannot hold.
     """
+    own = _own_graph(compilation, use_case)
+    if own is not None:
+        for branch in compilation.having("branched").branches:
+            records = (branch.a_weight, branch.b_weight)
+            yield PointValues(branch.attach, branch, {r.name: own.read(r) for r in records})
+        return
     modules_by_point = ModulesByPoint(compilation, use_case)
     branched: BranchedGraph = compilation.having("branched")
     weights: dict[str, list[UpdatableWeight]] = defaultdict(list)
@@ -61,11 +70,17 @@ def use_case_weights(compilation: Compilation, use_case: str) -> Iterator[PointV
 def shared_weights(
     compilation: Compilation, use_case: str
 ) -> Iterator[tuple[TensorRecord, Values]]:
-    """E and the replaced parameters: what belongs to no attach point, in their order."""
+    """E, scales and replaced parameters: what belongs to no attach point, in their order."""
     slots = compilation.having("slots").use_cases[use_case]
     branched: BranchedGraph = compilation.having("branched")
+    own = _own_graph(compilation, use_case)
+    if own is not None:
+        shared = (weight for weight in updatable_weights(branched) if weight.attach is None)
+        yield from ((weight.record, own.read(weight.record)) for weight in shared)
+        return
     if branched.scale is not None and branched.scale.expansion is not None:
         yield branched.scale.expansion, expansion_matrix(branched.scale.expansion, slots)
+    yield from ((one.weight, values) for one, values in placed_scales(branched, slots))
     adapters = {slot.adapter: compilation.having("adapters")[slot.adapter] for slot in slots}
     owners = {r.target.weight.name: r for r in compilation.replacements if r.adapter in adapters}
     for one in branched.replaced:
@@ -73,6 +88,16 @@ def shared_weights(
         adapter = None if owner is None else adapters[owner.adapter]
         shape = None if owner is None else owner.shape
         yield one.weight, replaced_values(compilation.base, one, adapter, shape)
+
+
+def _own_graph(compilation: Compilation, use_case: str) -> VerbatimWeights | None:
+    """The graph that holds the values of a use case; None if they come from adapters."""
+    path = None if compilation.given is None else compilation.given.stored.get(use_case)
+    if path is None:
+        return None
+    if path == compilation.base.path:
+        return VerbatimWeights(compilation.base.model)
+    return open_verbatim(path)
 
 
 def _placed(modules: Sequence[UseCaseModule]) -> Sequence[PlacedModule]:

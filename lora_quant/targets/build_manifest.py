@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lora_quant import __version__
@@ -32,11 +32,14 @@ from lora_quant.config.manifest_records import (
 from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
+from lora_quant.graph.files.external_data import DataFile
 from lora_quant.graph.records import Branch, BranchedGraph
 from lora_quant.passes.beyond_alpha import beyond_alpha
 from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.exported.records import ExportedUseCases
+from lora_quant.passes.final.records import DescribedAdapter
 from lora_quant.passes.slots import Slot, SlotTable
-from lora_quant.targets.files.alpha_record import alpha_record
+from lora_quant.targets.files.alpha_record import pack_alpha_record
 from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 
 
@@ -48,13 +51,18 @@ def build_manifest(
     slots: SlotTable = compilation.having("slots")
     adapters = compilation.having("adapters")
     inputs = _Inputs(folder)
-    hashes = {a.name: inputs.add_adapter(a) for a in adapters.values()}
+    exported = compilation.exported or ExportedUseCases()
+    hashes = {a.name: inputs.add_adapter(a, exported) for a in adapters.values()}
+    inputs.add_graphs(exported, compilation.base.model.data_files)
+    inputs.add_stored(compilation)
+    described = tuple(_described(one, inputs) for one in _in_graphs(compilation))
     inputs.add_config(compilation)
     return Manifest(
         tool=ToolRecord(name="lora-quant", version=__version__),
         mode=compilation.options.mode,
         max_rank=branched.max_rank,
-        alpha=alpha_record(branched, compilation.options.alpha_layout),
+        alpha=pack_alpha_record(compilation),
+        given_graph=None if compilation.given is None else True,
         merged=compilation.options.merge,
         merged_modules=None if compilation.options.merge is None else _merged_modules(compilation),
         base=_base(compilation, folder),
@@ -72,7 +80,8 @@ def build_manifest(
                 sha256=hashes[a.name],
             )
             for a in adapters.values()
-        ),
+        )
+        + described,
         attach_points=tuple(_attach_points(branched)),
         use_cases=tuple(
             _use_case(compilation, name, owned) for name, owned in slots.use_cases.items()
@@ -90,6 +99,22 @@ def build_manifest(
     )
 
 
+def _in_graphs(compilation: Compilation) -> Iterable[DescribedAdapter]:
+    """Adapters of a final graph whose values are in the graphs of use cases alone."""
+    return () if compilation.given is None else compilation.given.described.values()
+
+
+def _described(adapter: DescribedAdapter, inputs: _Inputs) -> AdapterRecord:
+    return AdapterRecord(
+        name=adapter.name,
+        kind=adapter.kind,
+        format=adapter.format,
+        rank=adapter.rank,
+        scale=adapter.scale,
+        sha256=tuple(inputs.add("adapter", path, adapter.name) for path in adapter.files),
+    )
+
+
 class _Inputs:
     """Records of what was read, by use; a file that several share is hashed once."""
 
@@ -98,9 +123,13 @@ class _Inputs:
         self._digests: dict[Path, str] = {}
         self.records: list[InputRecord] = []
 
+    def digest(self, path: Path) -> str:
+        if path not in self._digests:
+            self._digests[path] = sha256_of(path)
+        return self._digests[path]
+
     def add(self, role: str, path: Path, name: str | None = None) -> str:
-        digest = self._digests.get(path) or sha256_of(path)
-        self._digests[path] = digest
+        digest = self.digest(path)
         self.records.append(
             InputRecord(
                 role=role,
@@ -112,7 +141,44 @@ class _Inputs:
         )
         return digest
 
-    def add_adapter(self, adapter: Adapter) -> tuple[str, ...]:
+    def add_sampled(self, role: str, data: DataFile, name: str) -> None:
+        """A file that is too large to be read once more."""
+        self.records.append(
+            InputRecord(
+                role=role,
+                name=name,
+                path=portable_relative(data.path.absolute(), self._folder),
+                size=data.size,
+                sampled_sha256=sampled_sha256(data.path),
+            )
+        )
+
+    def add_graphs(self, exported: ExportedUseCases, of_base: Collection[DataFile]) -> None:
+        """Graphs of use cases with the data that is not the base's."""
+        shared = {data.path.resolve() for data in of_base}
+        for use_case in exported.use_cases.values():
+            self.add("graph", use_case.model, use_case.name)
+            for data in use_case.data_files:
+                if data.path.resolve() not in shared:
+                    self.add_sampled("graph-data", data, use_case.name)
+
+    def add_stored(self, compilation: Compilation) -> None:
+        """Graphs that hold the weights of use cases of a final graph, with their data."""
+        given = compilation.given
+        if given is None:
+            return
+        shared = {data.path.resolve() for data in compilation.base.model.data_files}
+        for name, path in given.stored.items():
+            self.add("graph", path, name)
+            for data in given.data_files.get(name, ()):
+                if data.path.resolve() not in shared:
+                    self.add_sampled("graph-data", data, name)
+
+    def add_adapter(self, adapter: Adapter, exported: ExportedUseCases) -> tuple[str, ...]:
+        if adapter.name in exported.checkpoints:
+            described = exported.descriptions[adapter.name]
+            hashes = [self.add("adapter", path, adapter.name) for path in described]
+            return (*hashes, self.digest(adapter.checkpoint.tensors.path))
         # Formats without a configuration of their own describe themselves in their weights.
         files = dict.fromkeys((adapter.checkpoint.config.file, adapter.checkpoint.tensors.path))
         return tuple(self.add("adapter", path, adapter.name) for path in files)
@@ -123,6 +189,8 @@ class _Inputs:
         mapping = compilation.config.attach_point_onnx_mapping
         if mapping is not None:
             self.add("attach-points", mapping)
+        if compilation.options.map_from is not None:
+            self.add("map-from", Path(compilation.options.map_from))
         for use_case in compilation.config.use_cases:
             if use_case.encodings is not None:
                 self.add("encodings", use_case.encodings, use_case.name)
@@ -190,8 +258,11 @@ def _use_case(compilation: Compilation, name: str, owned: Sequence[Slot]) -> Use
             rank=s.rank,
             alpha=s.alpha,
             scale=s.scale,
-            gated=any(shape.gated for shape in adapters[s.adapter].shapes.values()),
-            beyond_alpha=beyond_alpha(compilation, adapters[s.adapter]),
+            gated=s.adapter in adapters
+            and any(shape.gated for shape in adapters[s.adapter].shapes.values()),
+            beyond_alpha=beyond_alpha(compilation, adapters[s.adapter])
+            if s.adapter in adapters
+            else (),
         )
         for s in owned
     )

@@ -15,6 +15,7 @@ from typing import Any
 from lora_quant.adapters.files.peft_config import read_peft_config
 from lora_quant.config.adapter_params import read_adapter_params
 from lora_quant.config.attach_map import read_attach_map
+from lora_quant.config.genie import read_genie_config, read_genie_lora
 from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.output_files import read_importer_config, read_output_files
@@ -38,6 +39,8 @@ _READERS: dict[Kind, Callable[[Path], Any]] = {
     Kind.OUTPUT_FILES: read_output_files,
     Kind.RUN_CONFIG: read_run_config,
     Kind.MANIFEST: read_manifest,
+    Kind.GENIE_LORA: read_genie_lora,
+    Kind.GENIE_CONFIG: read_genie_config,
 }
 
 

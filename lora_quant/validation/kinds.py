@@ -24,6 +24,9 @@ class Kind(Enum):
     PACK = "pack"
     REPORT = "report"
     ADAPTER_FILE = "ONNX Runtime adapter"
+    GENIE_LORA = "lora block of Genie"
+    GENIE_CONFIG = "Genie configuration"
+    QNN_LORA_CONFIG = "lora_config text of the QNN provider"
 
 
 ENCODINGS = frozenset(
@@ -35,6 +38,8 @@ ENCODINGS = frozenset(
         Kind.ENCODINGS_OTHER,
     }
 )
+
+GENIE = frozenset({Kind.GENIE_LORA, Kind.GENIE_CONFIG})
 
 SCHEMA_NAMES = {
     Kind.LORA_CONFIG: "lora-config",
@@ -50,5 +55,7 @@ SCHEMA_NAMES = {
     Kind.RUN_CONFIG: "run-config",
     Kind.MANIFEST: "pack",
     Kind.REPORT: "report",
+    Kind.GENIE_LORA: "genie-lora",
+    Kind.GENIE_CONFIG: "genie-config",
 }
 """Kind -> name of its schema. A fragment's is derived from 1.0.0 (see schema_check)."""

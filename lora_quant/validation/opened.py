@@ -14,7 +14,7 @@ from lora_quant.errors import ConfigError, Where
 
 _SNIFFED_BYTES = 4096
 YAML_SUFFIXES = (".yaml", ".yml")
-_JSON_SUFFIXES = (".json", ".encodings")
+JSON_SUFFIXES = (".json", ".encodings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def _locate_json(path: Path, value: Any) -> LocatedDocument:
 def is_yaml(path: Path) -> bool:
     """Whether the file is read as YAML: by its suffix, or else by its first character."""
     suffix = path.suffix.lower()
-    if suffix in YAML_SUFFIXES or suffix in _JSON_SUFFIXES:
+    if suffix in YAML_SUFFIXES or suffix in JSON_SUFFIXES:
         return suffix in YAML_SUFFIXES
     return not _head(path).lstrip().startswith((b"{", b"["))
 

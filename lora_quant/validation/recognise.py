@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lora_quant.config.genie import has_engines
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.kinds import Kind
@@ -97,7 +98,8 @@ _LOOKED_FOR = (
     "adapter_config.json (peft_type), adapter JSON (name, rank, alpha, target_modules), attach "
     "point mapping (module -> list of node names), AIMET encodings (activation_encodings and "
     "param_encodings, encodings, or tensor -> entry), run config (name, adapters), report "
-    "(command, ok)"
+    "(command, ok), Genie configuration (dialog) or its lora block (alpha-tensor-name, adapters), "
+    "lora_config text of the QNN provider (one line: graph name;section path)"
 )
 
 
@@ -108,6 +110,7 @@ def recognise(value: Any, path: Path) -> Kind | None:
     named = _NAMES.get(path.stem.lower())
     return (
         _encodings_with_sections(value)
+        or _genie(value)
         or _with_use_cases(value, named)
         or _by_keys(value, named)
         or _by_values(value, is_yaml=path.suffix.lower() in YAML_SUFFIXES)
@@ -142,6 +145,18 @@ def _encodings_with_sections(value: Mapping[str, Any]) -> Kind | None:
     if "version" not in value and all(isinstance(section, Mapping) for section in sections):
         return Kind.ENCODINGS_0_6_1
     return Kind.ENCODINGS_OTHER
+
+
+def _genie(value: Mapping[str, Any]) -> Kind | None:
+    """A configuration of Genie, or the block of it that is about adapters."""
+    if has_engines(value):
+        return Kind.GENIE_CONFIG
+    adapters = value.get("adapters")
+    first = adapters[0] if isinstance(adapters, list) and adapters else None
+    keys = set(first) if isinstance(first, Mapping) else set()
+    if "alpha-tensor-name" in value or {"alphas", "bin-sections"} & keys:
+        return Kind.GENIE_LORA
+    return None
 
 
 def _with_use_cases(value: Mapping[str, Any], named: Kind | None) -> Kind | None:

@@ -12,12 +12,19 @@ from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.adapter_check import ADAPTER_SUFFIX, check_adapter, is_adapter_file
 from lora_quant.validation.document_check import check_document
-from lora_quant.validation.kinds import Kind
+from lora_quant.validation.genie_check import check_genie
+from lora_quant.validation.kinds import GENIE, Kind
+from lora_quant.validation.lora_config_check import (
+    TEXT_NAME,
+    check_lora_config_text,
+    is_lora_config_text,
+)
 from lora_quant.validation.opened import is_binary
 from lora_quant.validation.pack.check import check_pack
+from lora_quant.validation.pack.open_entries import open_entries
 
-SUFFIXES = (".json", ".yaml", ".yml", ".encodings", ADAPTER_SUFFIX)
-"""Files of these suffixes are checked when a folder is named."""
+SUFFIXES = (".json", ".yaml", ".yml", ".encodings", ADAPTER_SUFFIX, TEXT_NAME)
+"""Files whose names end in these are checked when a folder is named."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +102,15 @@ def _items_below(folder: Path) -> Iterator[Path]:
 
 def _check_folder_item(path: Path) -> Checked:
     if path.is_dir():
-        return Checked(path, Kind.PACK, check_pack(path))
+        return Checked(path, Kind.PACK, (*check_pack(path), *open_entries(path)))
     return _check_file(path, unknown=Severity.NOTE)
 
 
 def _check_file(path: Path, *, unknown: Severity) -> Checked:
     if path.is_file() and is_adapter_file(path):
         return Checked(path, Kind.ADAPTER_FILE, check_adapter(path))
+    if path.is_file() and is_lora_config_text(path):
+        return Checked(path, Kind.QNN_LORA_CONFIG, check_lora_config_text(path))
     if path.is_file() and is_binary(path):
         finding = Finding(
             rule="recognise/binary",
@@ -113,4 +122,8 @@ def _check_file(path: Path, *, unknown: Severity) -> Checked:
         )
         return Checked(path, None, (finding,))
     result = check_document(path, unknown=unknown)
-    return Checked(path, result.kind, result.findings)
+    findings = result.findings
+    kind = result.kind
+    if kind in GENIE and result.content is not None and result.document is not None:
+        findings = (*findings, *check_genie(result.document, kind))
+    return Checked(path, result.kind, findings)

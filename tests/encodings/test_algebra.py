@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.encodings.algebra import (
+    channels_at,
     concat_channels,
     pad_channels,
     permute_channels,
@@ -63,6 +64,20 @@ def test_scattered_channels_are_found_where_they_were_put(order: list[int], coun
     assert placed.stored_scale[positions].tolist() == scale
     others = set(order[count:])
     assert {placed.stored_scale[i] for i in others} <= {float(count)}
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=5))
+def test_channels_are_picked_one_by_one(positions: list[int]) -> None:
+    picked = channels_at(A, positions)
+    assert picked.stored_scale.tolist() == [[1.0, 3.0, 2.0][i] for i in positions]
+    assert picked.stored_offset.tolist() == [[-5.0, -7.0, -9.0][i] for i in positions]
+    assert picked.axis == 1
+
+
+def test_channels_that_are_not_there_cannot_be_picked() -> None:
+    with pytest.raises(EncodingsError, match="not all among 3 channels"):
+        channels_at(A, [0, 3])
+    assert channels_at(PER_TENSOR, [0, 3]) is PER_TENSOR
 
 
 def test_channels_are_concatenated_in_order() -> None:

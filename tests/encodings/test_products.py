@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lora_quant.encodings.calibrate import from_range
 from lora_quant.encodings.encoding import Encoding
-from lora_quant.encodings.products import holding_one, holds_one, in_structure, plus, times
+from lora_quant.encodings.products import holding_one, holds_one, in_structure, plus, sum_of, times
 from lora_quant.encodings.quantize import dequantize, quantize
+from lora_quant.errors import EncodingsError
 
 REACH = st.floats(-100, 100, allow_nan=False, width=32)
 FACTORS = st.tuples(REACH, REACH).map(lambda pair: (min(pair), max(pair)))
@@ -53,6 +54,28 @@ def test_a_sum_covers_every_pair_of_ends(grid: Encoding, added: tuple[float, flo
     for value in ends(grid):
         for other in added:
             assert ends(made)[0] - slack <= value + other <= ends(made)[1] + slack
+
+
+@given(st.lists(st.tuples(st.floats(-100, 0), st.floats(0, 100)), min_size=2, max_size=4))
+def test_a_sum_of_tensors_reaches_from_end_to_end(ranges: list[tuple[float, float]]) -> None:
+    added = [from_range(low, high, bits=16) for low, high in ranges]
+    made = sum_of(added)
+    slack = HALF_STEP * float(made.stored_scale)
+    lows, highs = zip(*map(ends, added), strict=True)
+    assert abs(ends(made)[0] - sum(lows)) <= slack
+    assert abs(ends(made)[1] - sum(highs)) <= slack
+
+
+def test_a_sum_needs_grids_of_one_structure_per_tensor() -> None:
+    whole = from_range(-1.0, 2.0, bits=8)
+    with pytest.raises(EncodingsError, match="cannot share one grid"):
+        sum_of([whole, from_range(-1.0, 2.0, bits=16)])
+    columns = from_range([-1.0, -2.0], [1.0, 2.0], bits=8)
+    with pytest.raises(EncodingsError, match="needs grids per tensor"):
+        sum_of([columns, columns])
+    assert sum_of([columns]) is columns
+    floats = Encoding.floating(16)
+    assert sum_of([floats, floats]) is floats
 
 
 @given(grids())

@@ -318,7 +318,7 @@ def test_a_full_disk_is_an_error_of_the_tool(monkeypatch: pytest.MonkeyPatch) ->
         def seek(self, offset: int) -> None:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_file", Full())
+    monkeypatch.setattr(store._spill, "_file", Full())
     with pytest.raises(PackError, match="No space left on device") as caught:
         store.put("fc", Lowered(np.ones((1, 1)), np.ones((1, 1)), np.ones(1)))
     assert caught.value.hint is not None

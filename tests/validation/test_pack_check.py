@@ -34,9 +34,11 @@ FILES = [
     "lora_tensor_names.txt",
     "base_encodings.json",
     "lora_importer_config.yaml",
+    "genie_lora.json",
     "tone/lora_weights.safetensors",
     "tone/quant_overrides.json",
     "tone/quant_updatable_tensors.txt",
+    "tone/qnn_lora_config.txt",
 ]
 
 
@@ -388,6 +390,7 @@ def test_use_case_renamed_in_the_manifest(pack: Path) -> None:
     findings = check_quickly(pack)
     assert rules(findings) == [
         "pack/config-use-cases",
+        "pack/genie-use-cases",
         "pack/unknown-use-case",
         "pack/use-case-files",
     ]

@@ -44,7 +44,7 @@ def test_a_pack_in_a_folder_is_one_item(pack: Path, tmp_path: Path) -> None:
         (tmp_path / "adapter.json", Kind.ADAPTER_PARAMS, 1),
         (pack, Kind.PACK, 0),
     ]
-    assert rules(result.findings) == ["schema/adapter-params"]
+    assert rules(result.findings) == ["pack/not-filled-in", "schema/adapter-params"]
     assert not result.ok
 
 
@@ -103,7 +103,10 @@ def test_yaml_and_json_are_told_apart_without_a_suffix(tmp_path: Path) -> None:
 def test_command_on_a_good_pack(built: Path) -> None:
     result = run(built)
     assert result.return_value == 0
-    assert result.output == f"{built.as_posix()}: pack: ok\nvalid (1 checked)\n"
+    lines = result.output.splitlines()
+    assert lines[0] == f"{built.as_posix()}: pack: 1 note"
+    assert lines[1].startswith("  note 4 files have entries that only the device compiler knows")
+    assert lines[-1] == "valid (1 checked)"
 
 
 def test_command_on_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +138,7 @@ def test_json_report(pack: Path, tmp_path: Path) -> None:
     Draft202012Validator(load_schema("report")).validate(report)
     assert report["command"] == "validate"
     assert report["ok"] is False
-    assert [f["rule"] for f in report["findings"]] == ["pack/stray-file"]
+    assert [f["rule"] for f in report["findings"]] == ["pack/stray-file", "pack/not-filled-in"]
     assert report["findings"][0]["where"]["file"] == (pack / "stray.txt").as_posix()
     assert report["details"]["checked"] == [
         {"path": pack.as_posix(), "kind": "pack", "problems": 1}

@@ -93,6 +93,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(reading.config, reading.tensors, form.name, reading.findings)
 
 
+def config_without_weights(path: Path) -> Path | None:
+    """The configuration at `path` (its file, or its folder) if no weights are beside it.
+
+    None for anything else, also for what is not there; AdapterError if several adapters are.
+    """
+    config = path / CONFIG_FILE if path.is_dir() else path
+    if config.suffix != ".json" or not config.is_file():
+        return None
+    try:
+        _weights_in(config.parent, config)
+    except InputMissingError:
+        return config
+    return None
+
+
 def _find_weights(path: Path) -> Path:
     if not path.exists():
         raise _missing(path)

@@ -35,11 +35,19 @@ def make_config(
     strengths: Mapping[str, Strength],
     *,
     alpha_field: str = "lora_alpha",
+    default: Strength | None = None,
     **fields: Any,
 ) -> PeftConfig:
-    """The configuration of modules with these strengths; `file` is named in errors about it."""
-    ranks, rank_pattern = _common({m: s.rank for m, s in strengths.items()})
-    alphas, alpha_pattern = _common({m: s.alpha for m, s in strengths.items()})
+    """The configuration of modules with these strengths; `file` is named in errors about it.
+
+    `default` takes the place of the commonest rank and alpha.
+    """
+    ranks, rank_pattern = _common(
+        {m: s.rank for m, s in strengths.items()}, None if default is None else default.rank
+    )
+    alphas, alpha_pattern = _common(
+        {m: s.alpha for m, s in strengths.items()}, None if default is None else default.alpha
+    )
     made = {
         "peft_type": peft_type,
         "target_modules": sorted(strengths),
@@ -72,10 +80,15 @@ def assumed_alpha(file: Path, modules: Iterable[str], who: str) -> tuple[Finding
     )
 
 
-def _common(values: Mapping[str, _Number]) -> tuple[_Number, dict[str, _Number]]:
-    """The commonest value (at a tie the first by module), and pattern -> value for the others."""
+def _common(
+    values: Mapping[str, _Number], default: _Number | None
+) -> tuple[_Number, dict[str, _Number]]:
+    """The default, and pattern -> value for the others.
+
+    Without one it is the commonest value, at a tie the first by module.
+    """
     counts = Counter(values[module] for module in sorted(values))
-    common = counts.most_common(1)[0][0]
+    common = counts.most_common(1)[0][0] if default is None else default
     ambiguous = {rest for module in values for rest in _shorter(module)}
     return common, {
         # a pattern matches the last parts of a path too, unless it is held to the start

@@ -173,7 +173,12 @@ def names_module(entry: str, module: str) -> bool:
 
     `model_layers_0_self_attn_q_proj_Conv` names `model.layers.0.self_attn.q_proj`.
     """
-    return is_suffix(entry, module) or _OPERATOR.sub("", entry) == module.replace(".", "_")
+    return is_suffix(entry, module) or without_operator(entry) == module.replace(".", "_")
+
+
+def without_operator(entry: str) -> str:
+    """An entry without the operator that a prepared model appends."""
+    return _OPERATOR.sub("", entry)
 
 
 def _is_all_linear(modules: str | tuple[str, ...] | None) -> bool:

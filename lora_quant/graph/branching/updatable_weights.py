@@ -1,7 +1,8 @@
 """The initializers whose values a use case brings, each with its role, in one order.
 
-Attach point after attach point: A, B, what routes them, h, g, c; then E; then the parameters of
-the base that are replaced. What belongs to one module is together, so that it is lowered once.
+Attach point after attach point: A, B, what routes them, h, g, c; then E, or the constants in its
+place; then the parameters of the base that are replaced. What belongs to one module is together,
+so that it is lowered once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Role(Enum):
     G = "g"
     C = "c"
     EXPANSION = "expansion"
+    SCALE = "scale"
     REPLACED = "replaced"
 
 
@@ -33,7 +35,7 @@ _OF_VECTOR = {Vector.H: Role.H, Vector.G: Role.G, Vector.C: Role.C}
 
 @dataclass(frozen=True)
 class UpdatableWeight:
-    """One such initializer; `attach` is None for E and for replaced parameters."""
+    """One such initializer; `attach` is None for E, constant scales and replaced parameters."""
 
     role: Role
     record: TensorRecord
@@ -59,6 +61,7 @@ def updatable_weights(branched: BranchedGraph) -> tuple[UpdatableWeight, ...]:
     weights = [weight for point in branched.points for weight in found[point.name]]
     if branched.scale is not None and branched.scale.expansion is not None:
         weights.append(UpdatableWeight(Role.EXPANSION, branched.scale.expansion))
+    weights += [UpdatableWeight(Role.SCALE, one.weight) for one in branched.constant_scales]
     weights += [UpdatableWeight(Role.REPLACED, one.weight) for one in branched.replaced]
     return tuple(weights)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.graph.exported.records import FoundBranch
+from lora_quant.graph.files.external_data import DataFile
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ExportedUseCase:
 
     `branches` in graph order; several of one module are chained. `base_names`: tensor of this graph
     -> tensor of the base, for all that both have. `h` and `y`: module -> name in this graph of the
-    base's own output, and of the last sum.
+    base's own output, and of the last sum. `data_files` hold its external data.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ExportedUseCase:
     base_names: Mapping[str, str]
     h: Mapping[str, str]
     y: Mapping[str, str]
+    data_files: tuple[DataFile, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +59,11 @@ class ExportedUseCases:
     """All use cases that come as graphs of their own, by name.
 
     `checkpoints`: adapter -> what its branches are as a PEFT checkpoint, for adapters without
-    weights of their own. `modules`: module -> node of the base, as the graphs tell it.
+    weights of their own, and `descriptions` the files that describe these. `modules`: module ->
+    node of the base, as the graphs tell it.
     """
 
     use_cases: Mapping[str, ExportedUseCase] = field(default_factory=dict)
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)
     modules: Mapping[str, list[str]] = field(default_factory=dict)
+    descriptions: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)

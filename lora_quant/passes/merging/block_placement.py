@@ -36,12 +36,12 @@ def placed_blocks(given: Encoding, branch: Branch, items: tuple[Contribution, ..
     begin = 0
     for item in items:
         end = begin + -(-item.rank // size)
-        parts.append((item.start, item.rank, _blocks(given, begin, end)))
+        parts.append((item.start, item.rank, block_range(given, begin, end)))
         begin = end
     return place_blocks(parts, branch.b_weight.shape[1 - axis])
 
 
-def _blocks(encoding: Encoding, begin: int, end: int) -> Encoding:
+def block_range(encoding: Encoding, begin: int, end: int) -> Encoding:
     """Blocks `[begin, end)` of every channel."""
     if encoding.block_scale is not None:
         return replace(encoding, block_scale=encoding.block_scale[:, begin:end])

@@ -88,7 +88,7 @@ def other_inputs(
 def strength_findings(compilation: Compilation, used: StrengthInputs) -> Iterator[Finding]:
     """Strengths that the alpha input's grid, or a 1 that the gate's, cannot hold: they clip."""
     yield from _clipped_gate(used)
-    if compilation.options.alpha_layout == "rank" or used.alpha.scale is None:
+    if compilation.alpha_layout == "rank" or used.alpha.scale is None:
         return
     low, high, slack = _ends(used.alpha)
     for name, slots in compilation.having("slots").use_cases.items():
@@ -129,7 +129,7 @@ def _alpha(compilation: Compilation) -> Encoding:
     ends = [0.0, 1.0]
     for slots in compilation.having("slots").use_cases.values():
         for slot in slots:
-            is_rank = compilation.options.alpha_layout == "rank"
+            is_rank = compilation.alpha_layout == "rank"
             factor = slot.scale if is_rank else 1.0
             ends += [factor, slot.alpha * factor]
     bits = compilation.options.activation_bits

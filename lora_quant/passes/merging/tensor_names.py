@@ -1,5 +1,6 @@
-"""From the tensor names of a use case's encodings to those of our graph.
+"""From the tensor names of a use case's encodings to those of our graph, by their spelling.
 
+For a use case whose own graph is given, that graph tells more: see exported_names.
 A use-case graph of the vendor's flow has its own names for the branch tensors and calls h what the
 base calls y. A name is taken, in this order, as
 

@@ -10,6 +10,7 @@ from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import ConfigError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.merging.collected import UseCaseEncodings
+from lora_quant.passes.merging.exported_names import ExportedNames
 from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.updatable import UpdatableTensors
 
@@ -18,15 +19,16 @@ _MAX_BYTES = 256 << 20
 
 def updatable_findings(
     use_case: UseCaseInputConfig,
-    names: TensorNames,
+    names: TensorNames | ExportedNames,
     found: UseCaseEncodings,
     updatable: UpdatableTensors,
     base: Mapping[str, Encoding],
 ) -> Iterator[Finding]:
     """Both differences, as far as the use case's own encodings name the tensors.
 
-    A list knows only the tensors of its own graph: branches that are idle in the use case, and
-    what we compute, are not expected in it; nor is a tensor whose encoding is the base's.
+    `names` translates those of the list's graph. A list knows only the tensors of that graph:
+    branches that are idle in the use case, and what we compute, are not expected in it; nor is a
+    tensor whose encoding is the base's.
     """
     path = use_case.updatable_tensors_file()
     if path is None:

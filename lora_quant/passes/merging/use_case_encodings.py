@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.config.lora_config import UseCaseInputConfig
-from lora_quant.encodings import aimet_1_0_0
-from lora_quant.encodings.convert import TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.files import read_encodings
@@ -19,13 +17,14 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.branch_encodings import BranchFitter
 from lora_quant.passes.merging.collected import Sources, UseCaseEncodings
 from lora_quant.passes.merging.contributions import Contribution, active_vectors, contributions
+from lora_quant.passes.merging.named_encodings import NamedEncodings, named_encodings
 from lora_quant.passes.merging.replaced_encodings import add_replaced
 from lora_quant.passes.merging.router_encodings import add_router
 from lora_quant.passes.merging.scale_encodings import add_scale
 from lora_quant.passes.merging.strength_inputs import StrengthInputs, other_inputs
-from lora_quant.passes.merging.tensor_names import TensorNames, Translation
+from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.merging.vector_encodings import VectorFitter
-from lora_quant.passes.merging.weight_ranges import WeightRanges, channel_axes
+from lora_quant.passes.merging.weight_ranges import WeightRanges
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,26 +51,22 @@ class EncodingsReader:
         """
         branched: BranchedGraph = self.compilation.having("branched")
         file = self._file(use_case.encodings)
-        translation = self.names.translate(file.encodings if file else ())
-        encodings = (
-            {tensor: file.encodings[name] for tensor, name in translation.names.items()}
-            if file
-            else {}
-        )
         active = contributions(self.compilation, use_case.name)
+        named = NamedEncodings({}, False, ())
+        if file is not None:
+            named = named_encodings(self.compilation, self.names, use_case, file, active)
+        encodings = named.encodings
         vectors = active_vectors(self.compilation, use_case.name)
-        if file:
-            encodings.update(_one_rank_weights(file, encodings, branched, active))
         sources = Sources(
             compilation=self.compilation,
             use_case=use_case.name,
             file=encodings,
-            on_our_graph=self.names.is_ours(translation.names.values()),
+            on_our_graph=named.on_our_graph,
             base=self.base.encodings,
             known=ranges,
         )
         result = UseCaseEncodings(use_case.name, use_case.encodings)
-        result.findings.extend(_reading_findings(use_case, file, translation))
+        result.findings.extend(named.findings)
         self._base_tensors(result, encodings, branched)
         strength = None
         if self.inputs is not None:
@@ -133,49 +128,3 @@ def _idle(use_case: UseCaseInputConfig, tensors: list[str]) -> Finding:
         where=Where(file=use_case.encodings, use_case=use_case.name),
         hint="the file may belong to another use case",
     )
-
-
-def _one_rank_weights(
-    file: EncodingFile,
-    encodings: Mapping[str, Encoding],
-    branched: BranchedGraph,
-    active: Mapping[str, tuple[Contribution, ...]],
-) -> Mapping[str, Encoding]:
-    """A of rank 1, whose one entry 0.6.1 does not tell from per tensor, as its header means it."""
-    facts = {}
-    for branch in branched.branches:
-        record, items = branch.a_weight, active.get(branch.attach.name, ())
-        given = encodings.get(record.name)
-        # With more entries it tells the padded weight's channels, and cannot be taken for another.
-        has_one = given is not None and given.step_scale.size == 1
-        if has_one and sum(item.rank for item in items) == 1:
-            axis = channel_axes(branch)[0]
-            shape = tuple(1 if i == axis else size for i, size in enumerate(record.shape))
-            facts[record.name] = TensorFacts(shape, axis, 1 - axis)
-    weights = {name: encodings[name] for name in facts}
-    alone = EncodingFile(file.version, weights, frozenset(weights), file.header)
-    return convert(alone, aimet_1_0_0.VERSION, facts).encodings
-
-
-def _reading_findings(
-    use_case: UseCaseInputConfig, file: EncodingFile | None, translation: Translation
-) -> Iterator[Finding]:
-    where = Where(file=use_case.encodings, use_case=use_case.name)
-    yield from file.findings if file else ()
-    if translation.unknown:
-        yield Finding(
-            rule="encodings/unknown-tensor",
-            severity=Severity.WARNING,
-            message=f"{len(translation.unknown)} encodings belong to no tensor of the graph and "
-            f"were left out: {some(translation.unknown)}",
-            where=where,
-            hint="the encodings were made on another export, or on one with other adapters",
-        )
-    for tensor, names in translation.several.items():
-        yield Finding(
-            rule="encodings/ambiguous-tensor",
-            severity=Severity.WARNING,
-            message=f"{len(names)} encodings claim one tensor, none was taken: {', '.join(names)}",
-            where=Where(file=use_case.encodings, use_case=use_case.name, tensor=tensor),
-            hint="adapters that are chained in the use case's graph have no common grid here",
-        )

@@ -18,6 +18,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.axes import base_facts, with_block_axes
 from lora_quant.passes.merging.collected import UseCaseEncodings
 from lora_quant.passes.merging.merged import check_structure
+from lora_quant.passes.merging.named_encodings import names_of
 from lora_quant.passes.merging.updatable_lists import updatable_findings
 from lora_quant.passes.merging.use_case_encodings import EncodingsReader
 from lora_quant.passes.merging.vector_encodings import neutral_ones
@@ -61,9 +62,8 @@ class UseCaseScan:
             self._compare(use_case, tensor, encoding)
         for tensor, encoding in found.neutral.items():
             self._neutral[tensor].add(encoding)
-        yield from updatable_findings(
-            use_case, self._reader.names, found, self.updatable, self._base.encodings
-        )
+        names = names_of(self._reader.compilation, self._reader.names, use_case.name)
+        yield from updatable_findings(use_case, names, found, self.updatable, self._base.encodings)
 
     def _unite_base(self, branched: BranchedGraph) -> None:
         """A replaced parameter has values in the base as well, and a grid that fits them.

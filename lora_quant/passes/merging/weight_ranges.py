@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.graph.records import Branch, Form
+from lora_quant.graph.records import Branch
 from lora_quant.passes.weight_values import PointValues
 
 FloatArray = NDArray[np.float64]
@@ -40,4 +40,4 @@ class WeightRanges:
 
 def channel_axes(branch: Branch) -> tuple[int, int]:
     """Channel axes of A and B: 1 and 1 for `[in, R]`, `[R, out]`; 0 and 0 for a convolution."""
-    return (0, 0) if branch.attach.linear.form is Form.CONV else (1, 1)
+    return branch.channel_axes

@@ -57,8 +57,12 @@ class CompiledGraph:
 def alpha_values(alpha: AlphaRecord, use_case: UseCaseRecord | None) -> NDArray[np.float32]:
     """The alpha input of a use case with its compiled strengths, zeros for None.
 
-    slot layout: one strength per slot. rank layout: alpha_i * scale_i on the ranks of slot i.
+    slot layout: one strength per slot. rank layout: alpha_i * scale_i on the ranks of slot i. one:
+    1 for a use case with adapters, which is as its graph was exported.
     """
+    if alpha.layout == "one":
+        on = use_case is not None and len(use_case.slots) > 0
+        return np.full(alpha.shape, float(on), np.float32)
     values = np.zeros(alpha.shape, np.float32)
     flat = values.reshape(-1)
     for index, slot in enumerate(use_case.slots if use_case is not None else ()):

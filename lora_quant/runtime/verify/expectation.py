@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from lora_quant.adapters.adapter import Adapter
 from lora_quant.config.manifest_records import PromptRecord, UseCaseRecord
 from lora_quant.engines.onnxruntime import Array, open_graph
 from lora_quant.errors import VerificationError, Where
@@ -53,15 +54,25 @@ class Expectations:
     """The base and the reference of one pack; `layers` are the approximated modules met so far."""
 
     def __init__(
-        self, pack: Pack, proto: ModelProto, path: Path, feeds: Feeds, *, floors: bool
+        self,
+        pack: Pack,
+        adapters: Mapping[str, Adapter],
+        proto: ModelProto,
+        path: Path,
+        feeds: Feeds,
+        *,
+        floors: bool,
     ) -> None:
-        """`proto` is the base graph at `path`; `floors` says whether rounding is to be measured."""
+        """`proto` is the base graph at `path`; `floors` says whether rounding is to be measured.
+
+        `adapters` are those of the manifest, by name.
+        """
         self._pack = pack
         self._manifest = pack.manifest
         self._proto, self._path = proto, path
         self._feeds = feeds
         self._floors = floors
-        self._adapters = {a.name: pack.adapter(a.name) for a in self._manifest.adapters}
+        self._adapters = adapters
         self._strengths = pack.strengths()
         mapping = pack.mapping()
         sites = find_sites(self._manifest, self._adapters, path, mapping)

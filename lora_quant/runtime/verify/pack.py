@@ -17,7 +17,13 @@ from lora_quant.adapters.adapter import Adapter, load_adapter
 from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.config.lora_config import LoraConfig, read_lora_config
 from lora_quant.config.manifest import Manifest, read_manifest
-from lora_quant.config.manifest_records import PackFile, StoredFile, TargetRecord, UseCaseRecord
+from lora_quant.config.manifest_records import (
+    InputRecord,
+    PackFile,
+    StoredFile,
+    TargetRecord,
+    UseCaseRecord,
+)
 from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import (
     ConfigError,
@@ -85,13 +91,21 @@ class Pack:
         base = self.manifest.base
         path = self._input(base.graph, given, "base graph", "--base")
         for data in base.data:
-            self._check_data(data, path)
+            self._check_data(data, path, base.graph.path, "the base graph")
         return onnx.load(str(path), load_external_data=False), path
+
+    def use_case_graph(self, record: InputRecord) -> Path:
+        """A use case's own graph, where it was at build time; it is unchanged since."""
+        what = f"graph of use case {record.name!r}"
+        graph = self._input(record, None, what, None)
+        for data in self.manifest.inputs:
+            if data.role == "graph-data" and data.name == record.name:
+                self._check_data(data, graph, record.path, f"the {what}")
+        return graph
 
     def adapter(self, name: str) -> Adapter:
         """An adapter, opened where its files were at build time; they are unchanged since."""
-        records = [r for r in self.manifest.inputs if r.role == "adapter" and r.name == name]
-        files = [self._input(record, None, f"adapter {name!r}", None) for record in records]
+        files = self.adapter_files(name)
         weights = [file for file in files if file.suffix != ".json"]
         if not weights:
             raise VerificationError(
@@ -105,31 +119,42 @@ class Pack:
         task = next((a.task_id for a in self.manifest.adapters if a.name == name), None)
         return load_adapter(name, (named or weights)[0], rules, task=task)
 
+    def adapter_files(self, name: str) -> list[Path]:
+        """The files of an adapter where they were at build time; they are unchanged since."""
+        records = [r for r in self.manifest.inputs if r.role == "adapter" and r.name == name]
+        return [self._input(record, None, f"adapter {name!r}", None) for record in records]
+
     def mapping(self) -> Path | None:
         """The attach point mapping that the pack was built with."""
-        for record in self.manifest.inputs:
-            if record.role == "attach-points":
-                return self._input(record, None, "attach point mapping", None)
-        return None
+        return self._only("attach-points", "attach point mapping")
+
+    def map_from(self) -> Path | None:
+        """The float graph that told the modules of a quantized base."""
+        return self._only("map-from", "float graph of the base")
 
     def strengths(self) -> Mapping[str, Mapping[str, float]]:
         """Use case -> adapter -> strength, from the configuration that the pack was built from.
 
         A pack that was built from an object has no such file; then the manifest's strengths stand.
         """
-        config = self._configuration
-        if config is None:
+        if self.configuration is None:
             return {u.name: {s.adapter: s.alpha for s in u.slots} for u in self.manifest.use_cases}
         return {
             u.name: dict(zip(u.adapter_names, u.adapter_alphas, strict=True))
-            for u in config.use_cases
+            for u in self.configuration[0].use_cases
         }
 
     @cached_property
-    def _configuration(self) -> LoraConfig | None:
+    def configuration(self) -> tuple[LoraConfig, Path] | None:
+        """The configuration and its file; None for a pack that was built from an object."""
+        path = self._only("config", "configuration")
+        return None if path is None else (read_lora_config(path), path)
+
+    def _only(self, role: str, what: str) -> Path | None:
+        """The one input of a role, where it was at build time; it is unchanged since."""
         for record in self.manifest.inputs:
-            if record.role == "config":
-                return read_lora_config(self._input(record, None, "configuration", None))
+            if record.role == role:
+                return self._input(record, None, what, None)
         return None
 
     def _input(self, record: StoredFile, given: Path | None, what: str, option: str | None) -> Path:
@@ -160,21 +185,18 @@ class Pack:
         beside = recorded if config is None else _beside(recorded, config)
         return Path(os.path.normpath(self.sources / beside))
 
-    def _check_data(self, record: StoredFile, graph: Path) -> None:
-        """The base's weights lie beside its graph as they did; compared by samples."""
-        was = self.manifest.base.graph.path
+    def _check_data(self, record: StoredFile, graph: Path, was: str | None, what: str) -> None:
+        """A graph's weights lie beside it as they did, when it `was` there; compared by samples."""
         if record.path is None or was is None:
             return
         path = Path(os.path.normpath(graph.parent / _beside(record.path, was)))
         if not path.is_file():
-            raise InputMissingError(
-                "the weights of the base graph are not there", where=Where(file=path)
-            )
+            raise InputMissingError(f"the weights of {what} are not there", where=Where(file=path))
         if record.sampled_sha256 not in (None, sampled_sha256(path)):
             raise VerificationError(
-                "the weights of the base graph are not those that the pack was built from",
+                f"the weights of {what} are not those that the pack was built from",
                 where=Where(file=path),
-                hint="build the pack again, or say where the base graph is with --base",
+                hint="build the pack again, or say where the files are with --base or --sources",
             )
 
     def checked(self, record: PackFile) -> Path:

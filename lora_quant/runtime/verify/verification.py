@@ -63,6 +63,9 @@ class TargetVerification:
 class Verification:
     """Result for every target, use case and output.
 
+    `own_graphs`: the graphs that use cases were exported as, against the same reference; None for a
+    pack without any.
+
     `layers` are the modules that are approximated. `prompts` names use cases with a soft prompt.
     `without_effect` names use cases with adapters that change no output at all for these inputs:
     their errors say nothing about the adapters. `unverified` are use cases that no target could be
@@ -71,6 +74,7 @@ class Verification:
 
     targets: tuple[TargetVerification, ...]
     settings: Settings
+    own_graphs: TargetVerification | None = None
     without_effect: tuple[str, ...] = ()
     layers: tuple[LayerError, ...] = ()
     prompts: tuple[str, ...] = ()
@@ -84,6 +88,7 @@ class Verification:
             bool(self.targets)
             and not self.unverified
             and all(one.ok for one in self.targets)
+            and (self.own_graphs is None or self.own_graphs.ok)
             and all(one.ok for one in self.layers)
         )
 

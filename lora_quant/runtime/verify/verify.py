@@ -2,9 +2,11 @@
 
 The reference of a use case is the base graph with what the adapters change put into its weights
 (lora_quant.runtime.reference), in floats. It is computed once, and held against every target:
-qairt.py, onnxruntime.py and qnn.py. How far an output may be from it: judge.py. Targets of other
-packages are named as not verified, which is no failure; a pack of which nothing can be verified is
-refused.
+qairt.py, onnxruntime.py and qnn.py. Use cases that brought a final graph of their own are held
+against that graph (own_graphs.py); those that were exported with their branches are run as they
+were, and held against the reference as well (exported_graphs.py). How far an output may be from it:
+judge.py. Targets of other packages are named as not verified, which is no failure; a pack of which
+nothing can be verified is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.runtime.feeds.inputs import check_inputs, read_inputs
 from lora_quant.runtime.feeds.use_case_feeds import Feeds, check_types
 from lora_quant.runtime.verify.expectation import Expectations
+from lora_quant.runtime.verify.exported_adapters import (
+    exported_use_cases,
+    graphs_of_use_cases,
+    open_adapters,
+)
+from lora_quant.runtime.verify.exported_graphs import ExportedGraphsVerifier
 from lora_quant.runtime.verify.onnxruntime import OnnxruntimeVerifier
+from lora_quant.runtime.verify.own_graphs import own_graphs, switched_off, with_same_bits
 from lora_quant.runtime.verify.pack import Pack, open_pack
 from lora_quant.runtime.verify.qairt import QairtVerifier
 from lora_quant.runtime.verify.qnn import QnnVerifier
@@ -35,6 +44,10 @@ VERIFIERS: Mapping[str, Callable[[Pack, Settings], TargetVerifier]] = {
     "qnn": QnnVerifier,
 }
 _STATIC = "qnn"
+_NOT_RUN = (
+    "the graphs that use cases were exported as were not run: the pack does not tell the "
+    "configuration that it was built from"
+)
 
 
 def verify(
@@ -66,6 +79,9 @@ def verify(
     built = pack.target(_STATIC).htp_arch if _STATIC in chosen else None
     settings = Settings(tolerance, min_sqnr, max_steps, chosen_arch(htp_arch, built))
     base_proto, base_path = pack.base_graph(base)
+    own = own_graphs(pack, base_path)
+    if own is not None:
+        pack, base_proto = own.others(), switched_off(base_proto, manifest)
     check_types(manifest, base_proto, base_path)
     example = base_proto
     if _STATIC in chosen:
@@ -81,25 +97,40 @@ def verify(
     progress("compiled graphs", 0, steps)
     verifiers = [VERIFIERS[name](pack, settings) for name in chosen]
     progress("base graph", 1, steps)
-    floors = not all(verifier.quantized for verifier in verifiers)
-    expected = Expectations(pack, base_proto, base_path, Feeds(example, given, seed), floors=floors)
+    exported = exported_use_cases(pack, base_path)
+    adapters = open_adapters(pack, exported)
+    every: list[TargetVerifier] = [*verifiers]
+    if exported.use_cases:
+        strengths = pack.strengths()
+        every.append(ExportedGraphsVerifier(exported, adapters, strengths, base_proto, settings))
+    elif graphs_of_use_cases(pack):
+        notes = (*notes, _NOT_RUN)
+    floors = not all(verifier.quantized for verifier in every)
+    all_feeds = Feeds(example, given, seed)
+    expected = Expectations(pack, adapters, base_proto, base_path, all_feeds, floors=floors)
     for verifier in verifiers:
         verifier.check_base(expected.feeds, expected.plain)
     unverified, without_effect = [], []
-    for number, use_case in enumerate(manifest.use_cases):
+    for number, use_case in enumerate(pack.manifest.use_cases):
         progress(f"use case {use_case.name}", number + 2, steps)
         reason = expected.reason_against(use_case)
         if reason is not None:
             unverified.append(Unverified(use_case.name, reason))
             continue
         for case in expected.cases(use_case):
-            for verifier in verifiers:
+            for verifier in every:
                 verifier.check(case)
             if use_case.slots and case.on and not case.has_effect:
                 without_effect.append(use_case.name)
+    results = tuple(verifier.result() for verifier in verifiers)
+    if own is not None:
+        same, idle = own.check(expected.feeds)
+        results = with_same_bits(results, same)
+        without_effect += idle
     return Verification(
-        targets=tuple(verifier.result() for verifier in verifiers),
+        targets=results,
         settings=settings,
+        own_graphs=every[-1].result() if exported.use_cases else None,
         without_effect=tuple(dict.fromkeys(without_effect)),
         layers=tuple(expected.layers),
         prompts=tuple(u.name for u in manifest.use_cases if u.prompt is not None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lora_quant.config.manifest_records import AlphaRecord, GateRecord
 from lora_quant.config.options import AlphaLayout
 from lora_quant.graph.records import BranchedGraph
+from lora_quant.passes.compilation import Compilation
 
 
 def alpha_record(branched: BranchedGraph, layout: AlphaLayout) -> AlphaRecord | None:
@@ -23,3 +24,13 @@ def alpha_record(branched: BranchedGraph, layout: AlphaLayout) -> AlphaRecord | 
     return AlphaRecord(
         tensor=scale.alpha.name, layout=layout, dtype=scale.alpha.dtype, shape=shape, gate=gate
     )
+
+
+def pack_alpha_record(compilation: Compilation) -> AlphaRecord | None:
+    """That of the pack's own graph; a final graph has its layout, and its shape, of its own."""
+    branched: BranchedGraph = compilation.having("branched")
+    record = alpha_record(branched, compilation.options.alpha_layout)
+    if record is None or branched.scale is None or compilation.given is None:
+        return record
+    layout, shape = compilation.alpha_layout, branched.scale.alpha.shape
+    return record.model_copy(update={"layout": layout, "shape": shape})

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from lora_quant.config.manifest_records import AlphaRecord, OverridableRecord
 from lora_quant.errors import LoraQuantError, PackError, Where
-from lora_quant.graph.files.data_files import copy_with_sha256
+from lora_quant.graph.files.data_files import copy_with_sha256, sha256_of
 
 MANIFEST = "pack.json"
 
@@ -126,6 +126,20 @@ class PackFolder:
         target = self._target(path)
         digest = copy_with_sha256(source, target)
         self.files[path] = self._packed(path, role, None, target.stat().st_size, digest)
+
+    def refer(self, path: Path, role: str) -> str:
+        """List a file outside the pack that is there already; returns its path from the pack."""
+        if path.resolve().is_relative_to(self.output.resolve()):
+            raise PackError(
+                "the file lies in the output folder, which is replaced as a whole",
+                where=Where(file=path),
+                hint="choose another output folder, or leave out --beside-base",
+            )
+        relative = self.relative(path)
+        self._check_free(relative)
+        size, digest = path.stat().st_size, sha256_of(path)
+        self.files[relative] = self._packed(relative, role, None, size, digest)
+        return relative
 
     @contextlib.contextmanager
     def create_neighbour(self, final: Path, role: str) -> Iterator[HashingWriter]:

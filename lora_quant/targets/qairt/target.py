@@ -1,6 +1,7 @@
 """Target `qairt`: input of qairt-converter, qairt-lora-importer and qnn-context-binary-generator.
 
 qairt/model.onnx, its data             the graph with zero branches; weights are initializers
+                                       (a final graph: as it was given)
 qairt/lora_tensor_names.txt            names of the LoRA weights, one a line
 qairt/base_encodings.json              encodings of every tensor of that graph
 qairt/lora_importer_config.yaml        the use cases with their files
@@ -8,11 +9,13 @@ qairt/<use case>/lora_weights.safetensors
 qairt/<use case>/quant_overrides.json  complete encodings
 qairt/<use case>/quant_updatable_tensors.txt
 qairt/<use case>/prompt.safetensors    the soft prompt of a use case that has one
+qairt/genie_lora.json                  Genie's lora block, and per use case a text for the QNN
+qairt/<use case>/qnn_lora_config.txt   provider (see device_configs)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -33,6 +36,7 @@ from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.weight_values import shared_weights, use_case_weights
 from lora_quant.targets.files.file_names import check_file_names
+from lora_quant.targets.files.given_graph import write_given_graph
 from lora_quant.targets.files.graph_files import (
     MODEL,
     ZEROS,
@@ -43,6 +47,7 @@ from lora_quant.targets.files.merged_graph import write_merged_graph
 from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
 from lora_quant.targets.files.prompt_file import write_prompt
 from lora_quant.targets.files.safetensors_writer import write_safetensors
+from lora_quant.targets.qairt.device_configs import GENIE_LORA, write_device_configs
 
 BASE_ENCODINGS = "base_encodings.json"
 TENSOR_NAMES = "lora_tensor_names.txt"
@@ -50,6 +55,8 @@ IMPORTER_CONFIG = "lora_importer_config.yaml"
 WEIGHTS = "lora_weights.safetensors"
 OVERRIDES = "quant_overrides.json"
 UPDATABLE = "quant_updatable_tensors.txt"
+
+_OWN = (MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG, GENIE_LORA)
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,10 @@ class QairtTarget:
         if compilation.options.merge is not None:
             write_merged_graph(compilation, folder, self.name)
             return ()
-        check_file_names(compilation, (MODEL, ZEROS, BASE_ENCODINGS, TENSOR_NAMES, IMPORTER_CONFIG))
+        check_file_names(compilation, _own_names(compilation))
         records = tuple(w.record for w in updatable_weights(compilation.having("branched")))
         weights = [record.name for record in records]
-        zeros = zeros_location(compilation, folder, self.name)
-        graph = graph_bytes(compilation.base, weights, zeros)
-        model = write_graph(compilation, folder, self.name, compilation.base.zeros, graph)
-        del graph
+        model = _write_graph(compilation, folder, self.name, weights)
         names = _lines(weights)
         folder.write_text(f"{self.name}/{TENSOR_NAMES}", "lora-tensor-names", names)
         merged = compilation.merged
@@ -85,6 +89,7 @@ class QairtTarget:
             items.append(self._importer_item(use_case.name, model, merged is not None))
         importer = dump_yaml(to_document(LoraImporterConfig(use_case=items)))
         folder.write_text(f"{self.name}/{IMPORTER_CONFIG}", "importer-config", importer)
+        write_device_configs(compilation, folder, self.name)
         return tuple(findings)
 
     def _write_use_case(
@@ -121,6 +126,22 @@ class QairtTarget:
             lora_weights=Path(name, WEIGHTS),
             quant_overrides=Path(name, OVERRIDES) if has_encodings else None,
         )
+
+
+def _own_names(compilation: Compilation) -> tuple[str, ...]:
+    """A final graph has no zeros but those that it brings, maybe under the same name."""
+    return _OWN if compilation.given is None else tuple(name for name in _OWN if name != ZEROS)
+
+
+def _write_graph(
+    compilation: Compilation, folder: PackFolder, target: str, weights: Sequence[str]
+) -> str:
+    """The path of the graph, relative to the pack."""
+    if compilation.given is not None:
+        return write_given_graph(compilation, folder, target)
+    zeros = zeros_location(compilation, folder, target)
+    graph = graph_bytes(compilation.base, weights, zeros)
+    return write_graph(compilation, folder, target, compilation.base.zeros, graph)
 
 
 def _weights(

@@ -12,6 +12,7 @@ from lora_quant.validation.document_check import check_document
 from lora_quant.validation.kinds import Kind
 from lora_quant.validation.pack.adapters import check_adapter, check_adapter_files
 from lora_quant.validation.pack.context import check_context
+from lora_quant.validation.pack.device_configs import check_device_configs
 from lora_quant.validation.pack.files import check_files
 from lora_quant.validation.pack.graph import check_graph
 from lora_quant.validation.pack.lists import check_tensor_names, check_updatable
@@ -96,6 +97,7 @@ def _check_target(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     for file in view.files(target, "base-encodings"):
         path = view.locate(file.path)
         yield from check_document(path, shown=view.show(file.path), depth=view.depth).findings
+    yield from check_device_configs(view, target)
     for use_case in view.manifest.use_cases:
         yield from _check_use_case(view, target, use_case.name)
 

@@ -19,9 +19,11 @@ _SWITCHED = (
     "base-encodings",
     "quant-overrides",
     "quant-updatable-tensors",
+    "genie-lora",
+    "qnn-lora-config",
 )
 """Roles of files that a pack with nothing to switch has none of."""
-_UNOWNED = frozenset({"expansion", "replaced"})
+_UNOWNED = frozenset({"expansion", "replaced", "scale"})
 """Roles of tensors that belong to no attach point."""
 _AXES = {"prefix_embeds": 2, "past_key_values": 4}
 
@@ -122,7 +124,7 @@ def _alpha(view: PackView) -> Iterator[Finding]:
     manifest = view.manifest
     has_branches = any(point.tensors is not None for point in manifest.attach_points)
     alpha = manifest.alpha
-    if has_branches != (alpha is not None):
+    if has_branches != (alpha is not None) and not (has_branches and manifest.given_graph):
         got = "branches and no alpha input" if has_branches else "an alpha input and no branch"
         yield _error(view, "alpha", f"the manifest has {got}")
     if alpha is None or alpha.gate is None:

@@ -16,7 +16,13 @@ from lora_quant.validation.opened import OpenedDocument
 from lora_quant.validation.pack.view import PackView, normalised
 
 _REBUILD = "build the pack again"
-_PER_USE_CASE = ("weights", "adapter", "quant-overrides", "quant-updatable-tensors")
+_PER_USE_CASE = (
+    "weights",
+    "adapter",
+    "quant-overrides",
+    "quant-updatable-tensors",
+    "qnn-lora-config",
+)
 _ROLES = {
     "model_name": "graph",
     "lora_weights": "weights",

@@ -1,0 +1,1 @@
+"""A graph that is final: its branches stay as they are, and use cases bring values for them."""
