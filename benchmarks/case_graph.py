@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +99,18 @@ def write_graph(shape: Shape, folder: Path, *, dense: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model, size = build_graph(shape)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
-    block = random.Random(0).randbytes(_CHUNK) if dense else b""
     with (folder / DATA).open("wb") as file:
         if dense:
-            for start in range(0, size, _CHUNK):
+            for start, block in zip(range(0, size, _CHUNK), _random_blocks(), strict=False):
                 file.write(block[: size - start])
         file.truncate(size)
+
+
+def _random_blocks() -> Iterator[bytes]:
+    """No two alike, since no two weights of a model are."""
+    words = np.frombuffer(random.Random(0).randbytes(_CHUNK), np.uint64)
+    for number in count():
+        yield (words + np.uint64(number)).tobytes()
 
 
 def _rope(b: _Builder, shape: Shape) -> tuple[str, str]:

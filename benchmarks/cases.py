@@ -13,7 +13,8 @@ _ENCODINGS = ("--encodings", "--untied")
 class Case:
     """One build. `data` names the folder that `make` fills: cases with the same data share it.
 
-    `runs` bounds the number of runs of a long case. `asks` is the requirement, in words.
+    `runs` bounds the number of runs of a long case. `asks` is the requirement, in words. `hashed`
+    are patterns of files in the case's folder that its floor hashes.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Case:
     build: tuple[str, ...] = ("--beside-base",)
     runs: int | None = None
     asks: str = ""
+    hashed: tuple[str, ...] = ()
 
 
 CASES = (
@@ -82,6 +84,24 @@ CASES = (
         (*_ENCODINGS, "--use-cases", "8"),
         runs=3,
         asks="no more memory than with 2",
+    ),
+    Case(
+        "1b-exported",
+        "1B, base and 4 graphs of use cases, each with a copy of the weights (dense, 12.4 GB)",
+        "1b_exported",
+        ("--dense", "--exported", "copied"),
+        runs=3,
+        asks="a small multiple of hashing the files, 300 MB",
+        hashed=("model/*",),
+    ),
+    Case(
+        "1b-exported-shared",
+        "1B, base and 4 graphs of use cases that share its data file (dense)",
+        "1b_exported_shared",
+        ("--dense", "--exported", "shared"),
+        asks="as above",
+        runs=3,
+        hashed=("model/*.onnx", "model/use_case_*.data"),
     ),
     Case(
         "70b",

@@ -1,6 +1,7 @@
 """Make a case: a decoder graph over a sparse data file, random adapters, a lora_config.yaml.
 
     python benchmarks/make_case.py benchmarks/data/1b
+    python benchmarks/make_case.py benchmarks/data/1b_exported --dense --exported copied
     python benchmarks/make_case.py benchmarks/data/70b --layers 80 --hidden 8192 --ff 28672 \
         --heads 64 --untied --adapters 3
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from case_adapters import write_adapter
 from case_encodings import write_encodings
+from case_exported import write_exported
 from case_graph import build_graph, write_graph
 from shape import Shape
 
@@ -70,6 +72,9 @@ def make(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.folder
     shutil.rmtree(folder, ignore_errors=True)
     write_graph(shape, folder / "model", dense=arguments.dense)
+    if arguments.exported:
+        write_exported(folder, shape, share_data=arguments.exported == "shared")
+        return
     adapters = [chr(ord("a") + number) for number in range(arguments.adapters)]
     for seed, name in enumerate(adapters):
         write_adapter(folder / "adapters" / name, shape, arguments.rank, arguments.dtype, seed)
@@ -104,6 +109,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--untied", dest="tied", action="store_false", help="own lm_head weight")
     found.add_argument("--dense", action="store_true", help="write every byte of the data file")
     found.add_argument("--encodings", action="store_true", help="AIMET encodings per use case")
+    found.add_argument(
+        "--exported",
+        choices=("copied", "shared"),
+        help="graphs of use cases instead of adapters, with a copy of the base's data each, or "
+        "with that of the base",
+    )
     return found
 
 

@@ -121,13 +121,17 @@ def _measured(case: Case, runs: int) -> Result:
         built = run(build)
         written = _written(folder)
         _clean(folder)
-        floor = run([sys.executable, str(HERE / "floor.py"), str(folder), str(written)])
+        floor = run([sys.executable, *_floor(folder, written), *case.hashed])
         if not case.build:
             floor = _sum(floor, _copied(folder))
         if number:
             builds.append(built)
             floors.append(floor)
     return Result(case, builds, floors, written)
+
+
+def _floor(folder: Path, written: int) -> list[str]:
+    return [str(HERE / "floor.py"), str(folder), str(written)]
 
 
 def _tool() -> str:

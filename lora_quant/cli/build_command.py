@@ -38,6 +38,7 @@ def build_command(config: Path, output: Path, as_json: bool, **options: Any) -> 
         from lora_quant.cli.render import show_build
 
         require_typed(config, "configuration")
+        require_typed(Path(chosen.map_from) if chosen.map_from else None, "float graph")
         with shown_progress(enabled=not as_json) as progress:
             result = build(config, output, chosen, progress=progress)
     show_build(result, as_json=as_json)

@@ -18,6 +18,9 @@ import click
 
 from lora_quant import __version__
 from lora_quant.cli.build_command import build_command
+from lora_quant.cli.convert_config_command import convert_config_command
+from lora_quant.cli.fill_in_command import fill_in_command
+from lora_quant.cli.init_command import init_command
 from lora_quant.cli.inspect_command import inspect_command
 from lora_quant.cli.lower_command import lower_command
 from lora_quant.cli.map_command import map_command
@@ -34,22 +37,28 @@ def cli() -> None:
     """Compile LoRA adapters and their quantization encodings onto one ONNX graph.
 
     \b
+    lora-quant init BASE ADAPTER...                 a lora_config.yaml to start from
+    lora-quant convert-config FOLDER                one for what other tools left there
     lora-quant map MODEL -o attach_points.json      where adapters can attach
     lora-quant build lora_config.yaml -o OUT        graph, weight packs, encodings
     lora-quant verify OUT                           run it against the base plus dW
     lora-quant run OUT --use-case NAME              inputs through one use case
     lora-quant validate OUT                         check files against their schemas
+    lora-quant fill-in OUT SECTIONS                 name the device compiler's sections for Genie
     lora-quant inspect ADAPTER                      what an adapter is, and what it needs
     lora-quant lower ADAPTER -o DIR                 an adapter of any kind as plain LoRA
     """
 
 
 for _command in (
+    init_command,
+    convert_config_command,
     build_command,
     map_command,
     verify_command,
     run_command,
     validate_command,
+    fill_in_command,
     inspect_command,
     lower_command,
 ):

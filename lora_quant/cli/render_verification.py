@@ -33,6 +33,10 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
     for target in result.targets:
         _show_target(console, target)
         console.print()
+    if result.own_graphs is not None:
+        _show_figures(console, result.own_graphs)
+        _show_rest(console, result.own_graphs)
+        console.print()
     _explain(console, result)
     _show_layers(console, result)
     for name in result.without_effect:
@@ -50,16 +54,7 @@ def show_verification(result: Verification, *, as_json: bool) -> None:
 
 
 def _show_target(console: Console, target: TargetVerification) -> None:
-    console.print(f"[bold]{escape(target.target)}[/]  [dim]{escape(target.how)}[/]")
-    for table in (_error_table(target), _ratio_table(target), _step_table(target)):
-        if table.row_count:
-            console.print(table)
-    failed = [_why(ratio) for ratio in target.ratios if not ratio.ok]
-    failed += [f"on the HTP, {_why(ratio)}" for ratio in target.device_ratios if not ratio.ok]
-    for reason in failed[:_SHOWN]:
-        console.print(f"{_FAILED} {reason}")
-    if len(failed) > _SHOWN:
-        console.print(f"and {len(failed) - _SHOWN} more")
+    _show_figures(console, target)
     if target.base_exact is None:
         console.print(
             "merged into the base's weights: there is nothing to switch off, so the base is not "
@@ -70,6 +65,23 @@ def _show_target(console: Console, target: TargetVerification) -> None:
         console.print(
             f"adapters off (alpha 0, zero weights) against {escape(target.base)}: {exact}"
         )
+    _show_rest(console, target)
+
+
+def _show_figures(console: Console, target: TargetVerification) -> None:
+    console.print(f"[bold]{escape(target.target)}[/]  [dim]{escape(target.how)}[/]")
+    for table in (_error_table(target), _ratio_table(target), _step_table(target)):
+        if table.row_count:
+            console.print(table)
+    failed = [_why(ratio) for ratio in target.ratios if not ratio.ok]
+    failed += [f"on the HTP, {_why(ratio)}" for ratio in target.device_ratios if not ratio.ok]
+    for reason in failed[:_SHOWN]:
+        console.print(f"{_FAILED} {reason}")
+    if len(failed) > _SHOWN:
+        console.print(f"and {len(failed) - _SHOWN} more")
+
+
+def _show_rest(console: Console, target: TargetVerification) -> None:
     for same in target.same:
         console.print(f"{escape(same.what)}: {_exact(same.ok, 'NOT EQUAL')}")
     for one in target.unverified:
@@ -152,8 +164,9 @@ def _why(one: OutputSqnr) -> str:
 
 def _explain(console: Console, result: Verification) -> None:
     """What the figures of this result mean."""
-    ratios = [one for target in result.targets for one in target.ratios]
-    if result.errors:
+    checked = [*result.targets, *([] if result.own_graphs is None else [result.own_graphs])]
+    ratios = [one for target in checked for one in target.ratios]
+    if any(target.errors for target in checked):
         console.print(
             "[dim]error, effect, size: largest absolute values: error against the reference, "
             "effect of the adapters on the output, size of the output[/]"
@@ -208,7 +221,8 @@ def _show_layers(console: Console, result: Verification) -> None:
 
 def _verdict(result: Verification) -> str:
     good = [escape(target.target) for target in result.targets if target.ok]
-    bad = [escape(target.target) for target in result.targets if not target.ok]
+    checked = [*result.targets, *([] if result.own_graphs is None else [result.own_graphs])]
+    bad = [escape(target.target) for target in checked if not target.ok]
     if result.ok:
         return f"[bold green]verified[/] for {', '.join(good)}"
     return "[bold red]verification failed[/]" + (f" for {', '.join(bad)}" if bad else "")
@@ -218,6 +232,7 @@ def _details(result: Verification) -> dict[str, object]:
     return {
         "settings": asdict(result.settings),
         "targets": [_target_details(target) for target in result.targets],
+        "own_graphs": None if result.own_graphs is None else _target_details(result.own_graphs),
         "without_effect": list(result.without_effect),
         "layers": [_plain(one) for one in result.layers],
         "prompts": list(result.prompts),

@@ -26,7 +26,8 @@ def validate_command(paths: tuple[Path, ...], as_json: bool) -> int:
 
     What a file is follows from its content. Known are lora_config.yaml, lora_importer_config.yaml,
     lora_output_files.yaml, adapter JSON, PEFT adapter_config.json, attach point mappings, AIMET
-    encodings, run configs, reports, adapter files of ONNX Runtime and pack.json. Of a pack, every
+    encodings, run configs, reports, adapter files of ONNX Runtime, Genie configurations and their
+    lora block, lora_config texts of ONNX Runtime's QNN provider, and pack.json. Of a pack, every
     file is checked against the manifest, hashes included.
     """
     with reported("validate", as_json=as_json):

@@ -350,6 +350,8 @@ def test_options_derive_from_the_dataclass() -> None:
     assert [o for p in build_command.params for o in p.opts if o.startswith("--")] == [
         "--output",
         "--target",
+        "--create-lora-graph",
+        "--map-from",
         "--mode",
         "--alpha-name",
         "--alpha-layout",
@@ -411,7 +413,7 @@ def test_a_terminal_shows_progress(sample: Path) -> None:
     process.stdout.close()
     assert process.wait() == 0
     assert b"done" in shown  # the last state is always drawn
-    assert b"9/9" in shown
+    assert b"10/10" in shown
     assert b"9/9" not in out
 
 

@@ -1,0 +1,91 @@
+"""What a graph tells of itself: its names, and the ranks at every module with a branch.
+
+The graph is closed again afterwards; only names and numbers stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lora_quant.configure.found_files import FoundGraph, PointRanks
+from lora_quant.graph.base.base_graph import BaseGraph, open_base
+from lora_quant.graph.exported.branch_values import scale_values
+from lora_quant.graph.exported.recognise import recognise_branches
+from lora_quant.graph.exported.records import (
+    ExportedGraph,
+    FoundBranch,
+    FoundPoint,
+    ScaleSource,
+)
+
+_LORA_NAME = re.compile(r"lora_?[ab]\b|lora_[AB](?![a-z])", re.IGNORECASE)
+_WRAPPER = "base_layer"
+
+
+def read_graph(path: Path) -> FoundGraph:
+    """Open, recognise and close the graph at `path`; the errors of reading graphs pass."""
+    graph = open_base(path)
+    exported = recognise_branches(graph)
+    branches = [branch for point in exported.points for branch in point.branches]
+    return FoundGraph(
+        path=path,
+        names=graph.index.names,
+        points=tuple(
+            _ranks(tuple(module_names(graph, point)), graph, point) for point in exported.points
+        ),
+        branch_tensors=frozenset(t for branch in branches for t in _own_tensors(branch)),
+        a_ranks={branch.a.weight: branch.rank for branch in branches},
+        near=tuple(near.reason for near in exported.near),
+        data=tuple(data.path for data in graph.model.data_files),
+        foreign="" if branches else _foreign(graph, exported),
+    )
+
+
+def module_names(graph: BaseGraph, point: FoundPoint) -> Iterator[str]:
+    """The spellings of a module, best first, without the level that PEFT's wrapper adds."""
+    seen = set()
+    paths = graph.catalog.paths.get(point.linear.product, ())
+    paths = paths or graph.catalog.embeddings.paths.get(point.linear.product, ())
+    for path in paths:
+        name = ".".join(part for part in path.split(".") if part != _WRAPPER)
+        if name and name not in seen:
+            seen.add(name)
+            yield name
+
+
+def branch_scales(graph: BaseGraph, branch: FoundBranch) -> tuple[float, ...] | None:
+    """What every rank is multiplied by, without zeros at the tail; None if an input tells it."""
+    total = np.ones(branch.rank) * branch.a.gain * branch.b.gain
+    for scale in branch.scales:
+        values = None if scale.source is not ScaleSource.CONSTANT else scale_values(graph, scale)
+        if values is None:
+            return None
+        total = total * values
+    used = int(np.flatnonzero(total)[-1]) + 1 if total.any() else branch.rank
+    return tuple(map(float, total[:used]))
+
+
+def _ranks(modules: tuple[str, ...], graph: BaseGraph, point: FoundPoint) -> PointRanks:
+    scales = [branch_scales(graph, branch) for branch in point.branches]
+    known = [one for one in scales if one is not None]
+    if len(known) < len(scales):
+        return PointRanks(modules, sum(branch.rank for branch in point.branches), None)
+    flat = tuple(value for one in known for value in one)
+    return PointRanks(modules, len(flat), flat)
+
+
+def _own_tensors(branch: FoundBranch) -> Iterator[str]:
+    yield from (branch.a.weight, branch.b.weight, branch.a.product, branch.b.product)
+    yield from (scale.output for scale in branch.scales)
+
+
+def _foreign(graph: BaseGraph, exported: ExportedGraph) -> str:
+    if exported.near:
+        near = exported.near[0]
+        return f"{near.node!r} is nearly a branch: {near.reason}"
+    found = next((name for name in sorted(graph.index.names) if _LORA_NAME.search(name)), None)
+    return "" if found is None else f"it has a tensor {found!r} and no branch that is known"
