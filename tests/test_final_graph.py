@@ -7,8 +7,6 @@ with the weights of two adapters.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +14,36 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
 from safetensors.numpy import load_file
 
 from lora_quant import build_lora_graph
-from lora_quant.api import BuildResult, build
 from lora_quant.config.builder import LoraBuilderInputConfig
-from lora_quant.config.options import BuildOptions
 from lora_quant.errors import (
-    ConfigError,
-    GraphError,
-    LoraQuantError,
     PackError,
     VerificationError,
 )
+from lora_quant.findings import Severity
+from lora_quant.graph.exported import verbatim
+from lora_quant.graph.files.model_file import ModelFile, load_model
 from lora_quant.runtime.verify.verify import verify
 from lora_quant.validation.pack.check import check_pack
 from tests.command_line import command
+from tests.final_graphs import (
+    GRAPHS,
+    NETWORK,
+    RANK,
+    WEIGHTS,
+    adapter,
+    final,
+    initializers,
+    lora_config,
+    rules,
+    use_case,
+)
 from tests.run_graph import run_use_case
-from tests.sample import ROOT
 
-NETWORK = ROOT / "tests" / "fixtures" / "aimet" / "network"
-GRAPHS = {"base": "base_lora_zero", "a": "lora_adapter_a", "b": "lora_adapter_b"}
-WEIGHTS = ["q.lora_A.weight", "q.lora_B.weight", "v.lora_A.weight", "v.lora_B.weight"]
-RANK = 8
 # A, B, a, m and l of two branches.
 BRANCH_TENSORS = 10
-
-
-def lora_config(
-    folder: Path, edits: dict[str, Any] | None = None, *, encodings: str | None = "v1.0.0"
-) -> Path:
-    """A configuration of the network's N+1 graphs, beside copies of them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in NETWORK.iterdir():
-        shutil.copy(file, folder)
-    use_cases: list[dict[str, Any]] = []
-    for name, graph in GRAPHS.items():
-        used = [] if name == "base" else [name]
-        case = {"name": name, "adapter_names": used, "adapter_alphas": [1.0] * len(used)}
-        case["model_name"] = f"{graph}.fp32.onnx"
-        if encodings is not None:
-            case["quant_overrides"] = f"{graph}.{encodings}.encodings"
-        use_cases.append(case)
-    document = {"adapter": [adapter("a"), adapter("b")], "use-case": use_cases, **(edits or {})}
-    path = folder / "lora_config.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    return path
-
-
-def adapter(name: str, rank: int = RANK) -> dict[str, Any]:
-    params = {"name": name, "rank": rank, "alpha": rank, "target_modules": ["q", "v"]}
-    return {"name": name, "lora_config": [params]}
-
-
-def use_case(name: str, adapters: list[str], graph: str) -> dict[str, Any]:
-    alphas = [1.0] * len(adapters)
-    return {
-        "name": name,
-        "adapter_names": adapters,
-        "adapter_alphas": alphas,
-        "model_name": f"{graph}.fp32.onnx",
-    }
-
-
-def final(config: Path, output: Path, **options: Any) -> BuildResult:
-    return build(config, output, BuildOptions(create_lora_graph=False, **options))
-
-
-def rules(result: BuildResult) -> list[str]:
-    return [finding.rule for finding in result.findings]
-
-
-def initializers(path: Path) -> dict[str, NDArray[Any]]:
-    return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}
 
 
 def entries(path: Path) -> dict[str, dict[str, Any]]:
@@ -98,6 +51,20 @@ def entries(path: Path) -> dict[str, dict[str, Any]]:
     document = json.loads(path.read_text(encoding="utf-8"))
     sections = (document["activation_encodings"], document["param_encodings"])
     return {entry["name"]: entry for section in sections for entry in section}
+
+
+def test_the_graph_of_a_use_case_is_opened_once_for_all_of_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(path: Path) -> ModelFile:
+        opened.append(path.name)
+        return load_model(path)
+
+    monkeypatch.setattr(verbatim, "load_model", counted)
+    final(lora_config(tmp_path / "in"), tmp_path / "out", mode="all")
+    assert opened == [f"{GRAPHS[name]}.fp32.onnx" for name in ("a", "b")]
 
 
 @pytest.fixture(scope="module")
@@ -244,111 +211,6 @@ def test_without_encodings_the_pack_holds_graph_weights_and_lists(tmp_path: Path
     assert verify(tmp_path / "out").ok
 
 
-def _edit_weight(model: ModelProto, name: str, value: float) -> None:
-    (tensor,) = [t for t in model.graph.initializer if t.name == name]
-    values = numpy_helper.to_array(tensor).copy()
-    values.flat[5] = value
-    tensor.CopyFrom(numpy_helper.from_array(values, name))
-
-
-def _other_weight(model: ModelProto) -> None:
-    _edit_weight(model, "fc.weight", 0.75)
-
-
-def _other_operator(model: ModelProto) -> None:
-    (node,) = [n for n in model.graph.node if n.op_type == "Relu"]
-    node.op_type = "Tanh"
-
-
-def _other_wires(model: ModelProto) -> None:
-    (node,) = [n for n in model.graph.node if n.name == "/Mul"]
-    node.input[0] = "/q/lora_add/Add_output_0"
-
-
-def _other_attribute(model: ModelProto) -> None:
-    (node,) = [n for n in model.graph.node if n.op_type == "Relu"]
-    node.attribute.append(onnx.helper.make_attribute("alpha", 2.0))
-
-
-def _more_nodes(model: ModelProto) -> None:
-    model.graph.node.append(onnx.helper.make_node("Identity", ["y"], ["z"], "/extra"))
-
-
-def _other_input(model: ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
-
-
-def _other_opset(model: ModelProto) -> None:
-    model.opset_import[0].version = 18
-
-
-def _other_rank(model: ModelProto) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == "q.lora_A.weight":
-            tensor.CopyFrom(numpy_helper.from_array(np.ones((32, 4), np.float32), tensor.name))
-
-
-def _more_weights(model: ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "unused"))
-
-
-@pytest.mark.parametrize(
-    ("edit", "told"),
-    [
-        (_other_weight, r"got 0\.75 as element 5 of an initializer that belongs to no branch"),
-        (_other_operator, r"got Tanh, expected Relu \(/Relu\)"),
-        (_other_wires, r"got a Mul from .*, expected a Mul from \['/Sigmoid_output_0'"),
-        (_other_attribute, r"got another 'alpha' of a Relu"),
-        (_more_nodes, r"got 17 nodes, expected 16"),
-        (_other_input, r"got the input 'x' \[1, 7, 32\], expected 'x' \[1, 6, 32\]"),
-        (_other_opset, r"got operator sets \{'ai\.onnx': 18\}, expected \{'ai\.onnx': 17\}"),
-        (_other_rank, r"got float of shape \[32, 4\], expected float of shape \[32, 8\]"),
-        (_more_weights, r"got an initializer that the given graph lacks, expected none"),
-    ],
-)
-def test_a_use_cases_graph_that_differs_is_refused_with_the_difference(
-    tmp_path: Path, edit: Callable[[ModelProto], None], told: str
-) -> None:
-    config = lora_config(tmp_path, encodings=None)
-    path = tmp_path / "lora_adapter_b.fp32.onnx"
-    model = onnx.load(str(path))
-    edit(model)
-    onnx.save(model, str(path))
-    with pytest.raises(GraphError, match=told) as caught:
-        final(config, tmp_path / "out")
-    assert caught.value.where.file == path
-    assert caught.value.where.use_case == "b"
-    assert not (tmp_path / "out").exists()
-
-
-def test_names_of_nodes_and_notes_do_not_matter(tmp_path: Path) -> None:
-    config = lora_config(tmp_path, encodings=None)
-    path = tmp_path / "lora_adapter_b.fp32.onnx"
-    model = onnx.load(str(path))
-    model.producer_name = "another"
-    for number, node in enumerate(model.graph.node):
-        node.name = f"node_{number}"
-        node.doc_string = "renamed"
-    onnx.save(model, str(path))
-    final(config, tmp_path / "out")
-
-
-def test_equal_values_in_another_field_are_equal(tmp_path: Path) -> None:
-    config = lora_config(tmp_path, encodings=None)
-    path = tmp_path / "lora_adapter_b.fp32.onnx"
-    model = onnx.load(str(path))
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        tensor.ClearField("raw_data")
-        tensor.float_data.extend(values.ravel().tolist())
-    onnx.save(model, str(path))
-    final(config, tmp_path / "out")
-    got = load_file(tmp_path / "out" / "qairt" / "b" / "lora_weights.safetensors")
-    own = initializers(path)
-    for tensor in WEIGHTS:
-        np.testing.assert_array_equal(got[tensor], own[tensor], strict=True)
-
-
 def _in_data_files(folder: Path) -> None:
     for graph in GRAPHS.values():
         path = folder / f"{graph}.fp32.onnx"
@@ -419,25 +281,17 @@ def test_one_graph_for_all_use_cases_gives_its_own_weights(tmp_path: Path) -> No
     assert verify(tmp_path / "out").ok
 
 
+def test_a_use_case_for_the_base_alone_on_a_graph_that_is_not_neutral(tmp_path: Path) -> None:
+    cases = [use_case("plain", [], "lora_adapter_a"), use_case("b", ["b"], "lora_adapter_b")]
+    result = final(lora_config(tmp_path, {"use-case": cases}, encodings=None), tmp_path / "out")
+    (finding,) = (f for f in result.findings if f.rule == "graph/not-neutral")
+    assert finding.severity is Severity.WARNING
+    assert "also in use case 'plain', which names no adapters" in finding.message
+
+
 def test_a_neutral_graph_is_not_remarked_on(tmp_path: Path) -> None:
     result = final(lora_config(tmp_path, encodings=None), tmp_path / "out")
     assert "graph/not-neutral" not in rules(result)
-
-
-def test_a_description_on_the_graph_of_the_base_is_refused(tmp_path: Path) -> None:
-    cases = [use_case("base", [], "base_lora_zero"), use_case("a", ["a"], "base_lora_zero")]
-    config = lora_config(tmp_path, {"use-case": cases})
-    with pytest.raises(ConfigError, match="nothing tells the weights of adapter 'a'") as caught:
-        final(config, tmp_path / "out")
-    assert caught.value.where.use_case == "a"
-    assert caught.value.hint is not None
-    assert "model_name" in caught.value.hint
-
-
-def test_adapters_of_more_ranks_than_the_branches_are_refused(tmp_path: Path) -> None:
-    edits = {"adapter": [adapter("a", RANK + 1), adapter("b")]}
-    with pytest.raises(ConfigError, match="have 9 ranks, and the branches of the given graph 8"):
-        final(lora_config(tmp_path, edits, encodings=None), tmp_path / "out")
 
 
 def test_two_adapters_on_one_strength_are_told_by_the_layout(tmp_path: Path) -> None:
@@ -454,54 +308,10 @@ def test_two_adapters_on_one_strength_are_told_by_the_layout(tmp_path: Path) -> 
     assert verify(tmp_path / "out").ok
 
 
-def test_a_graph_without_branches_is_refused(tmp_path: Path) -> None:
-    config = lora_config(tmp_path, {"use-case": [use_case("a", ["a"], "base_plain")]})
-    with pytest.raises(GraphError, match="no LoRA branch was found in it"):
-        final(config, tmp_path / "out")
-
-
 def test_the_name_that_the_graph_gives_its_strengths_is_remarked_on(tmp_path: Path) -> None:
     result = final(lora_config(tmp_path, encodings=None), tmp_path / "out", alpha_name="strength")
     (found,) = [f for f in result.findings if f.rule == "graph/alpha-name"]
     assert "calls its input for strengths 'lora_alpha', not 'strength'" in found.message
-
-
-def test_weights_that_are_not_initializers_are_refused(tmp_path: Path) -> None:
-    config = lora_config(tmp_path, encodings=None)
-    path = tmp_path / "base_lora_zero.fp32.onnx"
-    model = onnx.load(str(path))
-    (tensor,) = [t for t in model.graph.initializer if t.name == "v.lora_B.weight"]
-    value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-    model.graph.input.append(value)
-    onnx.save(model, str(path))
-    with pytest.raises(GraphError, match=r"cannot be switched: .*graph input") as caught:
-        final(config, tmp_path / "out")
-    assert caught.value.where.tensor == "v.lora_B.weight"
-
-
-def test_weights_that_two_branches_share_are_refused(tmp_path: Path) -> None:
-    """An optimizer that merges equal initializers makes one of all zeros."""
-    config = lora_config(tmp_path, encodings=None)
-    path = tmp_path / "base_lora_zero.fp32.onnx"
-    model = onnx.load(str(path))
-    for node in model.graph.node:
-        node.input[:] = [name.replace("v.lora_A", "q.lora_A") for name in node.input]
-    onnx.save(model, str(path))
-    with pytest.raises(GraphError, match="cannot be switched: more than one node reads it"):
-        final(config, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"targets": ("qairt", "onnxruntime")}, "the target 'onnxruntime' is given without"),
-        ({"merge": "a"}, "merge is given without create_lora_graph"),
-        ({"alpha_layout": "rank"}, "alpha_layout is given without create_lora_graph"),
-    ],
-)
-def test_options_that_would_change_the_graph_are_refused(options: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        BuildOptions(create_lora_graph=False, **options)
 
 
 def test_the_command_line_builds_validates_and_verifies(tmp_path: Path) -> None:
@@ -515,7 +325,7 @@ def test_the_command_line_builds_validates_and_verifies(tmp_path: Path) -> None:
     assert "own graph: bit for bit" in shown.stdout
     refused = command(*arguments, "--force", "--target", "qnn")
     assert refused.returncode == 2
-    assert "the target 'qnn' is given without --create-lora-graph" in " ".join(
+    assert "the target 'qnn' is given with --no-create-lora-graph" in " ".join(
         refused.stderr.replace("│", " ").split()
     )
 
@@ -544,21 +354,3 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         for n in ("one", "two")
     )
     assert one == two
-
-
-def test_a_use_cases_graph_that_changed_is_not_verified(tmp_path: Path) -> None:
-    final(lora_config(tmp_path, encodings=None), tmp_path / "out")
-    path = tmp_path / "lora_adapter_a.fp32.onnx"
-    model = onnx.load(str(path))
-    _edit_weight(model, "q.lora_A.weight", 9.0)
-    onnx.save(model, str(path))
-    with pytest.raises(VerificationError, match="graph of use case 'a' is not the one"):
-        verify(tmp_path / "out")
-
-
-def test_a_missing_graph_is_named(tmp_path: Path) -> None:
-    config = lora_config(tmp_path, encodings=None)
-    (tmp_path / "lora_adapter_b.fp32.onnx").unlink()
-    with pytest.raises(LoraQuantError, match="does not exist") as caught:
-        final(config, tmp_path / "out")
-    assert caught.value.where.file == tmp_path / "lora_adapter_b.fp32.onnx"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lora_quant import plugins
-from lora_quant.cli.dataclass_options import option_name, options_of
+from lora_quant.cli.dataclass_options import off_option, option_name, options_of
 from lora_quant.cli.outcome import FINE
 from lora_quant.cli.reported import reported
 from lora_quant.cli.typed_paths import require_typed
@@ -64,4 +64,6 @@ def _chosen(options: Mapping[str, Any]) -> BuildOptions:
 def _with_options(text: str) -> str:
     """Fields of BuildOptions by the names that a person types."""
     names = "|".join(field.name for field in fields(BuildOptions))
+    on = "|".join(field.name for field in fields(BuildOptions) if field.default is True)
+    text = re.sub(rf"\bwithout ({on})\b", lambda found: f"with {off_option(found[1])}", text)
     return re.sub(rf"\b({names})\b", lambda found: option_name(found[0]), text)

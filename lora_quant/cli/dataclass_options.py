@@ -24,6 +24,11 @@ def option_name(field: str) -> str:
     return "--" + _OPTION_NAMES.get(field, field).replace("_", "-")
 
 
+def off_option(field: str) -> str:
+    """What turns a field off that is on by default: `check_stages` -> `--no-check-stages`."""
+    return "--no-" + option_name(field).removeprefix("--")
+
+
 def options_of(dataclass: type[Any]) -> Callable[[F], F]:
     """A decorator that adds one option per field; values arrive under the fields' names."""
     hints = get_type_hints(dataclass)
@@ -33,7 +38,7 @@ def options_of(dataclass: type[Any]) -> Callable[[F], F]:
             settings = _settings(hints[field.name], field.default)
             declared = option_name(field.name)
             if settings.get("is_flag") and field.default:
-                declared = f"{declared}/--no-{declared.removeprefix('--')}"
+                declared = f"{declared}/{off_option(field.name)}"
             settings["metavar"] = field.metadata.get("metavar")
             option = click.option(declared, field.name, help=field.metadata["help"], **settings)
             function = option(function)

@@ -60,8 +60,10 @@ def init_command(
         target = target_of(output, force=force)
         named = _adapters(adapters)
         files = {name: Path(file) for name, file in _pairs("--encodings", encodings)}
-        for name, path in (*named.items(), *files.items()):
-            require_typed(path, f"adapter {name!r}" if name in named else "encodings file")
+        for path in named.values():
+            require_typed(path, "adapter")
+        for path in files.values():
+            require_typed(path, "encodings file")
         from lora_quant.cli.progress import shown_progress
 
         with shown_progress(enabled=not as_json) as progress:

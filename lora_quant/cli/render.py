@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _MOST_FINDINGS = 20
+_MOST_OF_A_KIND = 3
 _APPROXIMATED = "adapter/approximated"
 
 
@@ -105,7 +107,7 @@ def show_build(result: BuildResult, *, as_json: bool) -> None:
         )
         return
     console = new_console()
-    show_findings(console, _by_adapter(result.findings, manifest))
+    show_findings(console, _by_kind(_by_adapter(result.findings, manifest)))
     sizes = {target.name: _sizes(target) for target in manifest.targets}
     sizes = {name: found for name, found in sizes.items() if found}
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -171,6 +173,23 @@ def _by_adapter(findings: tuple[Finding, ...], manifest: Manifest) -> tuple[Find
         if layers[one.name] and one.max_error is not None
     )
     return grouped + tuple(f for f in findings if f.rule != _APPROXIMATED)
+
+
+def _by_kind(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The first of many that differ in their tensor, node or module alone; pack.json has each."""
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for one in findings:
+        where = one.where
+        kind = (one.rule, one.severity, where.file, where.use_case, where.adapter, where.field)
+        groups.setdefault(kind, []).append(one)
+    shown: list[Finding] = []
+    for group in groups.values():
+        if len(group) <= _MOST_OF_A_KIND:
+            shown += group
+            continue
+        more = f"(and {len(group) - 1} more of the kind; all of them are in pack.json)"
+        shown.append(replace(group[0], message=f"{group[0].message} {more}"))
+    return tuple(shown)
 
 
 def _size(count: float) -> str:

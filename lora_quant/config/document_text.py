@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_quant.config.missing_path import missing_hint
 from lora_quant.errors import ConfigError, InputMissingError, Where
 
 MEBIBYTE = 1024 * 1024
 
 JSON_MAX_BYTES = 1024 * MEBIBYTE
 """Encodings of a large model with per-channel grids reach several hundred MiB."""
+
+# Where a shell puts the pipes that it hands over, as for <(command).
+_HANDED_OVER = (("dev",), ("proc",))
 
 YAML_MAX_BYTES = 16 * MEBIBYTE
 """YAML is written by hand; its parser is slow, so the bound is tighter."""
@@ -22,6 +26,7 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     larger than `max_bytes`. At most `max_bytes + 1` bytes are read, so that a device or a pipe
     without an end is refused too.
     """
+    _refuse_pipe(path)
     try:
         with path.open("rb") as stream:
             content = stream.read(max_bytes + 1)
@@ -29,7 +34,9 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
         raise InputMissingError(
             "the file does not exist",
             where=Where(file=path),
-            hint="relative paths are taken from the folder of the file that names them",
+            hint=missing_hint(
+                path, "relative paths are taken from the folder of the file that names them"
+            ),
         ) from None
     except IsADirectoryError:
         raise InputMissingError(
@@ -51,6 +58,15 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
             hint="check that this is the file that was meant",
         )
     return content
+
+
+def _refuse_pipe(path: Path) -> None:
+    if path.is_fifo() and path.parts[1:2] not in _HANDED_OVER:
+        raise InputMissingError(
+            "expected a file, got a pipe, which may have nobody at its other end",
+            where=Where(file=path),
+            hint="write the content to a file, and name that",
+        )
 
 
 def decode(text: str | bytes, *, source: Path | None) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import InitErrorDetails
 
 from lora_quant.config.base_model import ConfigModel, from_document, problem, raise_problems
@@ -87,10 +87,21 @@ class GenieEngine(_Open):
     model: GenieModel | None = None
 
 
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+# Told apart first, so that a problem in the one form brings no complaint that it is not the other.
+_Engines = Annotated[
+    Annotated[GenieEngine, Tag("one")] | Annotated[list[GenieEngine], Tag("several")],
+    Discriminator(_one_or_several),
+]
+
+
 class GenieDialog(_Open):
     """What an engine, or each of several, works for."""
 
-    engine: GenieEngine | list[GenieEngine] | None = None
+    engine: _Engines | None = None
 
 
 class GenieConfig(_Open):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_quant.config.lora_config import LoraConfig, UseCaseInputConfig
+from lora_quant.config.real_path import real_path
 from lora_quant.errors import ConfigError, Where
 
 
@@ -41,12 +42,12 @@ def base_model(config: LoraConfig, source: Path | None = None) -> Path:
 
 def with_own_graphs(config: LoraConfig, base: Path) -> tuple[UseCaseInputConfig, ...]:
     """The use cases whose graph is not the base's, in the order of the configuration."""
-    return tuple(u for u in config.use_cases if u.model.resolve() != base.resolve())
+    return tuple(u for u in config.use_cases if real_path(u.model) != real_path(base))
 
 
 def _distinct(use_cases: list[UseCaseInputConfig]) -> list[UseCaseInputConfig]:
     """The first use case of every graph."""
     found: dict[Path, UseCaseInputConfig] = {}
     for use_case in use_cases:
-        found.setdefault(use_case.model.resolve(), use_case)
+        found.setdefault(real_path(use_case.model), use_case)
     return list(found.values())

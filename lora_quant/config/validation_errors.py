@@ -52,7 +52,6 @@ _WANTED: dict[str, type] = {
 _BOOL_HINT = "write true or false without quotes; yes, no, on and off are text"
 _LIST_HINT = "put it in [ ], or write one '- item' a line"
 _QUOTES_HINT = "put it in quotes to make it text"
-_NO_QUOTES_HINT = "remove the quotes"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,16 @@ def _type_hint(wanted: type | None, value: Any) -> str | None:
         return _LIST_HINT
     if wanted is bool:
         return _BOOL_HINT
-    return _NO_QUOTES_HINT if wanted is float and isinstance(value, str) else None
+    return number_hint(value) if wanted is float and isinstance(value, str) else None
+
+
+def number_hint(text: str) -> str:
+    """What to do about a text where a number is expected."""
+    try:
+        float(text)
+    except ValueError:
+        return "write a number, decimals behind a point"
+    return "remove the quotes"
 
 
 def _path_in_value(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_quant.config.real_path import real_path
 from lora_quant.configure.found_files import FoundFiles, FoundGraph
 from lora_quant.configure.graph_facts import read_graph
 from lora_quant.errors import ConfigError, Where, some
@@ -64,8 +65,8 @@ def choose_base(files: FoundFiles, given: Path | None) -> ChosenBase:
 
 
 def _given(files: FoundFiles, given: Path) -> FoundGraph:
-    wanted = given.resolve()
-    graph = next((g for g in files.graphs if g.path.resolve() == wanted), None)
+    wanted = real_path(given)
+    graph = next((g for g in files.graphs if real_path(g.path) == wanted), None)
     graph = graph or read_graph(given)
     if graph.points:
         raise ConfigError(
@@ -78,9 +79,9 @@ def _given(files: FoundFiles, given: Path) -> FoundGraph:
 
 
 def _stated(files: FoundFiles, plain: list[FoundGraph]) -> FoundGraph | None:
-    by_path = {g.path.resolve(): g for g in plain}
+    by_path = {real_path(g.path): g for g in plain}
     models = {
-        use_case.model.resolve()
+        real_path(use_case.model)
         for statements in files.statements
         for use_case in statements.use_cases
         if use_case.model is not None and use_case.adapters == ()

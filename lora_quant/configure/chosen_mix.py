@@ -104,6 +104,23 @@ def contradicted(
         )
 
 
+def unusual(mix: Mix, name: str, stated: StatedUseCase | None, file: Path) -> Iterator[Finding]:
+    """An adapter alone that its graph scales otherwise than trained: its alpha may be wrong."""
+    strength = mix.strengths[0]
+    if len(mix.adapters) > 1 or strength is None or same_strength(strength, 1.0):
+        return
+    if mix.adapters[0] in stated_strengths(stated):
+        return
+    yield Finding(
+        "convert/unusual-strength",
+        Severity.WARNING,
+        f"the graph of use case {name!r} holds {strength:g} times the scale that alpha and rank of "
+        f"adapter {mix.adapters[0]!r} give: it was taken as its strength",
+        Where(file=file, use_case=name, adapter=mix.adapters[0]),
+        "if the adapter was exported as it was trained, correct alpha or rank in its description",
+    )
+
+
 def _is_named_by(name: str, adapters: Sequence[str]) -> bool:
     """`tone+legal` is tone and legal, in this order."""
     left = name.casefold()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_quant.config.names import folder_key
+from lora_quant.config.real_path import real_path
+from lora_quant.configure.walk import shown_path
 from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 
@@ -57,14 +59,14 @@ def give(
 
     What fits no use case is left out with a note, what stays ambiguous with a warning.
     """
-    said = {path.resolve(): name for name, path in stated.items()}
+    said = {real_path(path): name for name, path in stated.items()}
     by_use_case: dict[str, list[tuple[Claim, str]]] = defaultdict(list)
     findings: list[Finding] = []
     for claim in claims:
         if not claim.fits:
             findings.append(_unused(what, claim))
             continue
-        name, reason = _choose(claim, said.get(claim.path.resolve()), folder)
+        name, reason = _choose(claim, said.get(real_path(claim.path)), folder)
         if name is None:
             findings.append(_ambiguous(what, claim))
             continue
@@ -80,7 +82,7 @@ def give(
             kept = [max(kept, key=lambda one: one[0].version)]
             findings.append(_newest(what, kept[0][0], name, len(found)))
         if len(kept) > 1:
-            paths = [_shown(claim.path, folder) for claim, _ in kept]
+            paths = [shown_path(claim.path, folder) for claim, _ in kept]
             findings.append(
                 Finding(
                     "convert/ambiguous",
@@ -133,7 +135,7 @@ def _best(
     if len(found) == 1:
         return found
     if stated is not None:
-        said = [one for one in found if one[0].path.resolve() == stated.resolve()]
+        said = [one for one in found if real_path(one[0].path) == real_path(stated)]
         if said:
             return said
     exact = [one for one in found if folder_key(name) in map(folder_key, _stems(one[0].path))]
@@ -187,10 +189,3 @@ def _ambiguous(what: str, claim: Claim) -> Finding:
         Where(file=claim.path),
         "name the file after its use case, or write it into the file",
     )
-
-
-def _shown(path: Path, folder: Path) -> str:
-    try:
-        return path.relative_to(folder).as_posix()
-    except ValueError:
-        return path.as_posix()

@@ -21,7 +21,6 @@ from lora_quant.configure.fits import (
     list_claim,
     version_of,
 )
-from lora_quant.configure.fitting import error_finding
 from lora_quant.configure.found_files import FoundFiles, StatedUseCase
 from lora_quant.configure.graph_names import name_graphs
 from lora_quant.configure.mapping_file import ChosenMapping, choose_mapping
@@ -31,7 +30,7 @@ from lora_quant.configure.statements import stated_use_cases
 from lora_quant.configure.trial import Trial, try_build
 from lora_quant.configure.use_cases import UseCase, use_cases_of
 from lora_quant.configure.written_config import Notes
-from lora_quant.errors import LoraQuantError, Where
+from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.passes.exported.descriptions import Described
@@ -73,12 +72,7 @@ def convert_folder(
     mapping = choose_mapping(files, chosen.graph)
     findings += [*encodings.findings, *lists.findings, *mapping.findings]
     config = _config(sources, found.use_cases, encodings, lists, mapping)
-    trial = Trial(())
-    if check:
-        try:
-            trial = try_build(config, None, progress)
-        except LoraQuantError as error:
-            trial = Trial((error_finding(error),))
+    trial = try_build(config, progress) if check else Trial()
     return Drafted(
         config,
         _notes(found.use_cases),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.config.adapter_params import AdapterParamsConfig
+from lora_quant.configure.walk import shown_path
 from lora_quant.findings import Finding
 
 
@@ -44,14 +45,13 @@ class FoundGraph:
     points: tuple[PointRanks, ...]
     branch_tensors: frozenset[str]
     a_ranks: Mapping[str, int]
-    near: tuple[str, ...]
     data: tuple[Path, ...]
     foreign: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class FoundEncodings:
-    """An encodings file. `channels`: number of scales of every entry that is not per tensor."""
+    """An encodings file. `channels`: their number, for every entry that tells it."""
 
     path: Path
     version: str | None
@@ -122,8 +122,5 @@ class FoundFiles:
     findings: tuple[Finding, ...] = ()
 
     def shown(self, path: Path) -> str:
-        """A path as a person reads it: relative to the folder where it lies in it."""
-        try:
-            return path.relative_to(self.folder).as_posix()
-        except ValueError:
-            return path.as_posix()
+        """A path as a person reads it, see shown_path."""
+        return shown_path(path, self.folder)

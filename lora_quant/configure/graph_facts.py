@@ -13,7 +13,7 @@ import numpy as np
 
 from lora_quant.configure.found_files import FoundGraph, PointRanks
 from lora_quant.graph.base.base_graph import BaseGraph, open_base
-from lora_quant.graph.exported.branch_values import scale_values
+from lora_quant.graph.exported.branch_values import constant_factors
 from lora_quant.graph.exported.recognise import recognise_branches
 from lora_quant.graph.exported.records import (
     ExportedGraph,
@@ -21,9 +21,9 @@ from lora_quant.graph.exported.records import (
     FoundPoint,
     ScaleSource,
 )
+from lora_quant.passes.exported.module_names import unwrapped
 
 _LORA_NAME = re.compile(r"lora_?[ab]\b|lora_[AB](?![a-z])", re.IGNORECASE)
-_WRAPPER = "base_layer"
 
 
 def read_graph(path: Path) -> FoundGraph:
@@ -39,32 +39,23 @@ def read_graph(path: Path) -> FoundGraph:
         ),
         branch_tensors=frozenset(t for branch in branches for t in _own_tensors(branch)),
         a_ranks={branch.a.weight: branch.rank for branch in branches},
-        near=tuple(near.reason for near in exported.near),
         data=tuple(data.path for data in graph.model.data_files),
         foreign="" if branches else _foreign(graph, exported),
     )
 
 
 def module_names(graph: BaseGraph, point: FoundPoint) -> Iterator[str]:
-    """The spellings of a module, best first, without the level that PEFT's wrapper adds."""
-    seen = set()
+    """The spellings of a module, best first, without the levels that PEFT's wrapper adds."""
     paths = graph.catalog.paths.get(point.linear.product, ())
     paths = paths or graph.catalog.embeddings.paths.get(point.linear.product, ())
-    for path in paths:
-        name = ".".join(part for part in path.split(".") if part != _WRAPPER)
-        if name and name not in seen:
-            seen.add(name)
-            yield name
+    yield from dict.fromkeys(filter(None, map(unwrapped, paths)))
 
 
 def branch_scales(graph: BaseGraph, branch: FoundBranch) -> tuple[float, ...] | None:
     """What every rank is multiplied by, without zeros at the tail; None if an input tells it."""
-    total = np.ones(branch.rank) * branch.a.gain * branch.b.gain
-    for scale in branch.scales:
-        values = None if scale.source is not ScaleSource.CONSTANT else scale_values(graph, scale)
-        if values is None:
-            return None
-        total = total * values
+    if any(scale.source is not ScaleSource.CONSTANT for scale in branch.scales):
+        return None
+    total = constant_factors(graph, branch)
     used = int(np.flatnonzero(total)[-1]) + 1 if total.any() else branch.rank
     return tuple(map(float, total[:used]))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.config.names import clashes, folder_name_problem
+from lora_quant.config.real_path import real_path
 from lora_quant.configure.claims import plain_stem
 from lora_quant.configure.found_files import FoundFiles, FoundGraph, StatedUseCase
 from lora_quant.errors import Where
@@ -31,17 +32,17 @@ def name_graphs(
     files: FoundFiles, base: FoundGraph, stated: Mapping[str, StatedUseCase]
 ) -> NamedGraphs:
     """Name the use case of every graph that has branches and is not the base."""
-    own = base.path.resolve()
-    graphs = tuple(g for g in files.graphs if g.points and g.path.resolve() != own)
+    own = real_path(base.path)
+    graphs = tuple(g for g in files.graphs if g.points and real_path(g.path) != own)
     findings: list[Finding] = []
     by_model: dict[Path, list[str]] = {}
     for one in stated.values():
         if one.model is not None:
-            by_model.setdefault(one.model.resolve(), []).append(one.name)
+            by_model.setdefault(real_path(one.model), []).append(one.name)
     names: dict[Path, str] = {}
     stems = [plain_stem(g.path).casefold() for g in graphs]
     for graph in graphs:
-        said = by_model.get(graph.path.resolve(), [])
+        said = by_model.get(real_path(graph.path), [])
         stem = plain_stem(graph.path)
         is_common = stem.casefold() in _COMMON_STEMS or stems.count(stem.casefold()) > 1
         in_folder = graph.path.parent != files.folder

@@ -89,12 +89,7 @@ def draft_config(
         adapters={name: (kind,) for name, kind in kinds.items()},
         use_cases={names[0]: ("the base alone",)},
     )
-    trial = Trial(())
-    if check:
-        try:
-            trial = try_build(config, None, progress)
-        except LoraQuantError as error:
-            trial = Trial((error_finding(error),))
+    trial = try_build(config, progress) if check else Trial()
     return Drafted(config, notes, trial.findings, tuple(kinds.items()), trial.options)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.config.attach_map import read_attach_map
+from lora_quant.config.real_path import real_path
 from lora_quant.configure.found_files import FoundFiles, FoundGraph
 from lora_quant.errors import LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
@@ -35,8 +36,8 @@ def choose_mapping(files: FoundFiles, base: FoundGraph) -> ChosenMapping:
             fitting.append((path, known, len(nodes)))
         else:
             findings.append(_left_out(path, f"{known} of its {len(nodes)} nodes are in the base"))
-    said = {s.mapping.resolve() for s in files.statements if s.mapping is not None}
-    chosen = [one for one in fitting if one[0].resolve() in said] or fitting
+    said = {real_path(s.mapping) for s in files.statements if s.mapping is not None}
+    chosen = [one for one in fitting if real_path(one[0]) in said] or fitting
     if len(chosen) > 1:
         paths = [files.shown(path) for path, _, _ in chosen]
         findings.append(

@@ -19,7 +19,7 @@ from lora_quant.adapters.adapter import Adapter
 from lora_quant.adapters.lowered import Lowered
 from lora_quant.encodings.branch_names import Role, find_branch_names
 from lora_quant.encodings.files import read_encodings
-from lora_quant.graph.attach.name_table import NameTable
+from lora_quant.passes.exported.factors import names_in_graph
 
 # A grid may be one step wider than the row, or, of calibrators that cut, a little narrower.
 _TOLERANCE = 0.02
@@ -61,11 +61,7 @@ def _shared_module(
     adapters: Sequence[Adapter], modules: Sequence[str]
 ) -> tuple[str, list[str]] | None:
     """A module that all adapters have, and what each calls it."""
-    table = NameTable(modules)
-    own: list[dict[str, str]] = []
-    for adapter in adapters:
-        found = {name: table.find(name) for name in adapter.shapes}
-        own.append({names[0]: name for name, names in found.items() if len(names) == 1})
+    own = [names_in_graph(adapter, modules) for adapter in adapters]
     for module in modules:
         if all(module in names for names in own):
             return module, [names[module] for names in own]

@@ -18,6 +18,7 @@ from lora_quant.adapters.files.checkpoint import config_without_weights
 from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.adapters.formats.detect import open_weights
 from lora_quant.config.adapter_params import read_adapter_params
+from lora_quant.config.real_path import real_path
 from lora_quant.configure.found_files import (
     FoundAdapter,
     FoundEncodings,
@@ -64,8 +65,8 @@ def sort_files(
     """
     walked = walk_folder(folder)
     reader = _Sorter(folder, walked.findings, progress)
-    gone = None if ignored is None else ignored.resolve()
-    reader.read(tuple(path for path in walked.files if path.resolve() != gone))
+    gone = None if ignored is None else real_path(ignored)
+    reader.read(tuple(path for path in walked.files if real_path(path) != gone))
     return reader.found()
 
 
@@ -103,8 +104,8 @@ class _Sorter:
             graph = self._tried(path, lambda path=path: read_graph(path))  # type: ignore[misc]
             if graph is not None:
                 self._graphs.append(graph)
-        data = {path.resolve() for graph in self._graphs for path in graph.data}
-        left = [p for p in files if p.suffix.lower() != ".onnx" and p.resolve() not in data]
+        data = {real_path(path) for graph in self._graphs for path in graph.data}
+        left = [p for p in files if p.suffix.lower() != ".onnx" and real_path(p) not in data]
         peft = {path.parent for path in left if path.name == CONFIG_FILE}
         weights: dict[Path, list[Path]] = defaultdict(list)
         names = frozenset[str]().union(*(graph.names for graph in self._graphs))
@@ -146,9 +147,9 @@ class _Sorter:
                         found.version,
                         frozenset(found.encodings),
                         {
-                            name: int(encoding.scale.size)
+                            name: encoding.channels
                             for name, encoding in found.encodings.items()
-                            if encoding.scale is not None and encoding.scale.ndim
+                            if encoding.channels is not None
                         },
                     )
                 )
@@ -167,7 +168,7 @@ class _Sorter:
     def _checkpoint(self, folder: Path) -> None:
         name = folder.name
         if name.lower() in _COMMON_NAMES or name.lower().startswith("checkpoint-"):
-            name = folder.parent.name if folder != self._folder else folder.resolve().name
+            name = folder.parent.name if folder != self._folder else real_path(folder).name
         found = self._tried(folder, lambda: self._opened(name, folder))
         if isinstance(found, FoundParams):
             self._params.append(found)

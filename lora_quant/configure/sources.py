@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lora_quant.adapters.declared import DeclaredParams, check_declared
 from lora_quant.config.adapter_params import AdapterParamsConfig
+from lora_quant.config.real_path import real_path
 from lora_quant.configure.found_files import FoundAdapter, FoundFiles, FoundParams
 from lora_quant.errors import AdapterError, LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
@@ -63,7 +64,7 @@ def adapter_sources(files: FoundFiles) -> Sources:
     for described in files.params:
         params[described.name].append(described)
     stated = {
-        path.resolve(): name
+        real_path(path): name
         for statements in files.statements
         for name, paths in statements.adapters.items()
         for path in paths
@@ -73,7 +74,7 @@ def adapter_sources(files: FoundFiles) -> Sources:
     for name in sorted(weights.keys() | params.keys()):
         checkpoints = weights.get(name, [])
         if len(checkpoints) > 1:
-            said = [c for c in checkpoints if stated.get(c.path.resolve()) == name]
+            said = [c for c in checkpoints if stated.get(real_path(c.path)) == name]
             checkpoints = said if len(said) == 1 else checkpoints
         if len(checkpoints) > 1:
             findings.append(_several(name, checkpoints, files))

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.options import BuildOptions
 from lora_quant.config.use_case_graphs import base_model
-from lora_quant.errors import EncodingsError
+from lora_quant.configure.fitting import error_finding
+from lora_quant.errors import EncodingsError, LoraQuantError
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
@@ -31,23 +31,30 @@ _PASSES = PIPELINE[: PIPELINE.index("emit-packs")]
 class Trial:
     """What a build notices, one finding of each rule, and the options that it needs."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
     options: str = ""
 
 
-def try_build(config: LoraConfig, source: Path | None, progress: Progress = no_progress) -> Trial:
+def try_build(config: LoraConfig, progress: Progress = no_progress) -> Trial:
     """Try a build with default options, and with those that encodings may call for.
 
-    `config` has paths that can be opened; nothing is written. Raises the LoraQuantError that would
-    stop the build.
+    `config` has paths that can be opened; nothing is written. What would stop the build is a
+    finding that is an error.
     """
     try:
-        return Trial(_noticed(config, source, BuildOptions(), progress))
+        return _tried(config, progress)
+    except LoraQuantError as error:
+        return Trial((error_finding(error),))
+
+
+def _tried(config: LoraConfig, progress: Progress) -> Trial:
+    try:
+        return Trial(_noticed(config, BuildOptions(), progress))
     except EncodingsError as error:
         first = error
     for text, options in _LOOSER:
         try:
-            findings = _noticed(config, source, options, progress)
+            findings = _noticed(config, options, progress)
         except EncodingsError:
             continue
         needed = Finding(
@@ -61,14 +68,11 @@ def try_build(config: LoraConfig, source: Path | None, progress: Progress = no_p
     raise first
 
 
-def _noticed(
-    config: LoraConfig, source: Path | None, options: BuildOptions, progress: Progress
-) -> tuple[Finding, ...]:
+def _noticed(config: LoraConfig, options: BuildOptions, progress: Progress) -> tuple[Finding, ...]:
     start = Compilation(
         config=config,
         options=options,
-        base=open_base(base_model(config, source)),
-        config_file=source,
+        base=open_base(base_model(config)),
         progress=progress,
     )
     return tuple(_first_of_each(run_passes(start, default_passes(_PASSES)).findings))

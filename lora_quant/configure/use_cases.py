@@ -16,6 +16,7 @@ from lora_quant.configure.chosen_mix import (
     contradicted,
     stated_strengths,
     strengths_of,
+    unusual,
 )
 from lora_quant.configure.claims import named_after, plain_stem
 from lora_quant.configure.fits import Known, encoded_ranks
@@ -106,6 +107,7 @@ def _of_graphs(
             said = stated.get(name)
             strengths, notes = strengths_of(mix, name, said, findings, graph.path)
             findings += contradicted(mix, strengths, name, said, graph.path)
+            findings += unusual(mix, name, said, graph.path)
             yield UseCase(name, graph.path, mix.adapters, strengths, Known.of(graph), reason, notes)
 
 
@@ -164,7 +166,7 @@ def _from_encodings(
         if not ranks or None in ranks.values():
             continue
         points = tuple(PointRanks((module,), rank or 0, None) for module, rank in ranks.items())
-        graph = FoundGraph(encodings.path, encodings.names, points, frozenset(), {}, (), ())
+        graph = FoundGraph(encodings.path, encodings.names, points, frozenset(), {}, ())
         mixes = possible_mixes(graph, described, {}, {})
         sets = {frozenset(mix.adapters) for mix in mixes}
         if len(sets) != 1 or len(mixes[0].adapters) < 2:
@@ -212,6 +214,6 @@ def _no_mix(name: str, graph: FoundGraph, reason: str) -> Finding:
         f"{len(graph.points)} modules ({some(modules, most=2)}), with ranks "
         f"{', '.join(map(str, ranks))}",
         Where(file=graph.path, use_case=name),
-        "put the adapter JSON or the PEFT folders of its adapters in the folder, or write it into "
-        "the file by hand",
+        "put the adapter JSON or the PEFT folders of its adapters in the folder, correct rank, "
+        "alpha and target_modules of those that are there, or write it into the file by hand",
     )

@@ -47,13 +47,14 @@ def walk_folder(folder: Path, *, max_depth: int = MAX_DEPTH, max_files: int = MA
     for place, folders, names in os.walk(folder, onerror=locked.append):
         here = Path(place)
         if MANIFEST_FILE in names:
-            packs.append(_shown(here, folder))
+            packs.append(shown_path(here, folder))
             folders.clear()
             continue
-        links += [_shown(here / name, folder) for name in sorted(folders) if _is_link(here / name)]
+        linked = [here / name for name in sorted(folders) if _is_link(here / name)]
+        links += [shown_path(path, folder) for path in linked]
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not _is_link(here / n))
         if folders and len(here.relative_to(folder).parts) >= max_depth:
-            deep += [_shown(here / name, folder) for name in folders]
+            deep += [shown_path(here / name, folder) for name in folders]
             folders.clear()
         for name in sorted(names):
             if len(files) == max_files:
@@ -104,5 +105,9 @@ def _is_link(path: Path) -> bool:
     return path.is_symlink() or getattr(path, "is_junction", bool)()
 
 
-def _shown(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+def shown_path(path: Path, folder: Path) -> str:
+    """A path as a person reads it: relative to the folder where it lies in it."""
+    try:
+        return path.relative_to(folder).as_posix()
+    except ValueError:
+        return path.as_posix()

@@ -8,6 +8,7 @@ paths and web addresses there, and the schema's own `$id`, a URN, is neither.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_quant.config.base_model import relative_path, to_document
 from lora_quant.config.documents import dump_yaml
 from lora_quant.config.lora_config import LoraConfig, map_paths
 from lora_quant.config.schemas import schema_file, schema_text
+from lora_quant.config.whole_files import replace_texts
 from lora_quant.errors import PackError, Where
 
 SCHEMA_NAME = "lora-config"
@@ -88,7 +90,7 @@ def check_free(path: Path, *, force: bool) -> None:
             where=Where(file=path),
             hint="make the folder, or choose another file with -o",
         )
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise PackError(
             "the output file exists",
             where=Where(file=path),
@@ -111,15 +113,11 @@ def _item(item: dict[str, Any], notes: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
+        replace_texts({path: text})
     except OSError as error:
         raise PackError(
             f"cannot write: {error.strerror or error}",
             where=Where(file=path),
             hint="check permissions and free space, or choose another file with -o",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

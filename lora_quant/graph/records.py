@@ -87,6 +87,11 @@ class LinearNode:
     storage: Storage = Storage.FLOAT
 
     @property
+    def label(self) -> str:
+        """The node's name, or else that of its output."""
+        return self.node or self.product
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the base has rounded the weight to a grid."""
         return self.storage is not Storage.FLOAT

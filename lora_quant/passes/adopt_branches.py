@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from lora_quant.errors import GraphError, Where
+from lora_quant.errors import GraphError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.attach.resolver import Placement, Resolution
 from lora_quant.graph.branching.updatable_weights import updatable_weights
@@ -72,7 +72,6 @@ class AdoptBranches:
         data_files = _check_own_graphs(compilation, branched)
         slots = final_slots(compilation, branched)
         placed = _placed_in(compilation, resolution, exported, adopted, slots)
-        near = _outside_strengths(compilation, exported, branched)
         given: GivenGraph = compilation.having("given")
         is_neutral = _is_neutral(compilation, adopted)
         given = replace(
@@ -83,7 +82,7 @@ class AdoptBranches:
             is_neutral=is_neutral,
         )
         found = [] if is_neutral else [_not_neutral(compilation)]
-        found += _near(compilation, near)
+        found += _near(compilation, exported.near)
         if branched.scale is not None:
             found += negative_strengths(slots.use_cases)
         found += _other_name(compilation, branched)
@@ -209,15 +208,6 @@ def _is_neutral(compilation: Compilation, adopted: AdoptedGraph) -> bool:
     )
 
 
-def _outside_strengths(
-    compilation: Compilation, exported: ExportedGraph, branched: BranchedGraph
-) -> list[NearBranch]:
-    """What looks like a branch and is not how the strengths reach the branches."""
-    index, scale = compilation.base.index, branched.scale
-    own = {index.producers[tensor].name or tensor for tensor in scale.scales} if scale else set()
-    return [near for near in exported.near if near.node not in own]
-
-
 def _near(compilation: Compilation, near: Sequence[NearBranch]) -> list[Finding]:
     if not near:
         return []
@@ -235,13 +225,17 @@ def _near(compilation: Compilation, near: Sequence[NearBranch]) -> list[Finding]
 
 
 def _not_neutral(compilation: Compilation) -> Finding:
+    """A use case without adapters has the weights of the given graph: then it is not the base."""
+    plain = [one.name for one in compilation.config.use_cases if not one.adapter_names]
+    meant = f", also in use case {some(plain)}, which names no adapters" if plain else ""
     return Finding(
         rule="graph/not-neutral",
-        severity=Severity.NOTE,
+        severity=Severity.WARNING if plain else Severity.NOTE,
         message="the given graph is not neutral: as it is, its branches change what the base "
-        "computes",
+        f"computes{meant}",
         where=Where(file=compilation.base.path),
-        hint="a use case without adapters has the weights of the given graph",
+        hint="a use case without adapters has the weights of the given graph; give a graph whose "
+        "B are zero for the base alone",
     )
 
 

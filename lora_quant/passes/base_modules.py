@@ -19,6 +19,7 @@ from lora_quant.graph.attach.resolver import ModuleSizes, Resolution
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.values.base_weights import GraphWeights
 from lora_quant.passes.compilation import Compilation
+from lora_quant.passes.module_map import module_map
 
 
 class ModuleWeights:
@@ -120,6 +121,6 @@ def base_modules(compilation: Compilation, adapter: Adapter) -> BaseModules:
         compilation.having("resolution"),
         tuple(adapter.shapes),
         adapter=adapter.name,
-        mapping=compilation.attach_map,
+        mapping=module_map(compilation).written,
         mapping_file=compilation.config.attach_point_onnx_mapping,
     )

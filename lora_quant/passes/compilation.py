@@ -16,6 +16,7 @@ from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.exported.records import ExportedUseCases
 from lora_quant.passes.final.records import GivenGraph, StrengthLayout
+from lora_quant.passes.module_map import ModuleMap
 from lora_quant.passes.prompt_inputs import PromptInputs
 from lora_quant.passes.replacements import Replacement
 from lora_quant.passes.slots import SlotTable
@@ -53,7 +54,7 @@ def no_progress(_what: str, _done: int, _total: int) -> None:
 class Compilation:
     """Inputs, then what each pass found.
 
-    `attach_map` is the content of the attach point mapping, None if none was given. `staging` is
+    `modules` tells the nodes of modules, where the base does not tell them itself. `staging` is
     where packs are written; None if nothing will be. `progress` is told
     (what, done, total) by long steps. `replacements` are the parameters of the base that adapters
     replace; `prompts` tells the inputs that a soft prompt feeds, by adapter. `exported` is what the
@@ -70,7 +71,7 @@ class Compilation:
     exported: ExportedUseCases | None = None
     given: GivenGraph | None = None
     adapters: Mapping[str, Adapter] | None = None
-    attach_map: Mapping[str, list[str]] | None = None
+    modules: ModuleMap | None = None
     resolution: Resolution | None = None
     replacements: tuple[Replacement, ...] = ()
     prompts: Mapping[str, PromptInputs] = field(default_factory=dict)

@@ -78,6 +78,7 @@ def _open(
         raise ConfigError(
             f"adapter {name!r} has {len(declared)} descriptions, expected at most one",
             where=where,
+            hint="leave out those that its weights tell as well",
         )
     params = [
         DeclaredParams(d.name, d.rank, float(d.alpha), tuple(d.target_modules))

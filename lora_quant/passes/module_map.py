@@ -3,6 +3,8 @@
 attach_point_onnx_mapping   ->  as it is written, in the order of the model's definition
 map_from, a float graph     ->  as lora_quant.graph.twin finds it
 neither                     ->  None
+
+It is found once in a build: a float graph is sampled at every weight.
 """
 
 from __future__ import annotations
@@ -10,23 +12,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.errors import ConfigError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.attach.node_finder import WRITTEN
 from lora_quant.graph.twin.twin_map import TwinMap, open_twin, twin_map
-from lora_quant.passes.compilation import Compilation
+
+if TYPE_CHECKING:
+    from lora_quant.passes.compilation import Compilation
 
 _DERIVED = "the quantized graph, as the float graph tells"
 
 
 @dataclass(frozen=True)
 class ModuleMap:
-    """Module path -> node names, the file that tells it, and what messages call it.
-
-    One that was not written has no order that means anything.
-    """
+    """Module path -> node names, the file that tells it, and what messages call it."""
 
     mapping: Mapping[str, list[str]] | None
     file: Path | None
@@ -34,13 +36,18 @@ class ModuleMap:
     findings: tuple[Finding, ...] = ()
 
     @property
-    def is_written(self) -> bool:
-        """Whether it is the content of an `attach_point_onnx_mapping`."""
-        return self.mapping is not None and self.source == WRITTEN
+    def written(self) -> Mapping[str, list[str]] | None:
+        """An `attach_point_onnx_mapping`, whose order is that of the model; None of any other."""
+        return self.mapping if self.source == WRITTEN else None
 
 
 def module_map(compilation: Compilation) -> ModuleMap:
-    """Raises ConfigError if both files are given, GraphError if the float graph does not fit."""
+    """That of an earlier pass, or else found now.
+
+    Raises ConfigError if both files are given, GraphError if the float graph does not fit.
+    """
+    if compilation.modules is not None:
+        return compilation.modules
     written = compilation.config.attach_point_onnx_mapping
     given = compilation.options.map_from
     if given is None:

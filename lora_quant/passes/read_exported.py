@@ -58,8 +58,8 @@ class ReadExported:
             raise _holds_branches(on_base)
         reader = ExportedReader(compilation.base, described, names, on_base.near)
         exported, findings = reader.read_all(own, compilation.progress)
-        changed = replace(compilation, exported=exported).with_findings(*findings)
-        return PassResult(changed, changed=True)
+        result = replace(compilation, modules=told, exported=exported)
+        return PassResult(result.with_findings(*findings), changed=True)
 
 
 def _branches_in_base(compilation: Compilation) -> tuple[Finding, ...]:

@@ -73,7 +73,7 @@ class ResolveAttachPoints:
         }
         resolved = replace(
             compilation,
-            attach_map=told.mapping if told.is_written else None,
+            modules=told,
             resolution=resolution,
             replacements=replacements,
             prompts=prompts,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lora_quant.adapters.lowered import Dense
 from lora_quant.graph.branching.router import expert_columns
 from lora_quant.graph.branching.updatable_weights import Role, UpdatableWeight, updatable_weights
-from lora_quant.graph.exported.verbatim import VerbatimWeights, open_verbatim
+from lora_quant.graph.exported.verbatim import VerbatimWeights
 from lora_quant.graph.files.element_types import DTYPE_OF
 from lora_quant.graph.records import AttachPoint, Branch, BranchedGraph, TensorRecord
 from lora_quant.passes.compilation import Compilation
@@ -92,12 +92,13 @@ def shared_weights(
 
 def _own_graph(compilation: Compilation, use_case: str) -> VerbatimWeights | None:
     """The graph that holds the values of a use case; None if they come from adapters."""
-    path = None if compilation.given is None else compilation.given.stored.get(use_case)
-    if path is None:
+    given = compilation.given
+    path = None if given is None else given.stored.get(use_case)
+    if given is None or path is None:
         return None
     if path == compilation.base.path:
         return VerbatimWeights(compilation.base.model)
-    return open_verbatim(path)
+    return given.opened.open(path)
 
 
 def _placed(modules: Sequence[UseCaseModule]) -> Sequence[PlacedModule]:

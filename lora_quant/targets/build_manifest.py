@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from lora_quant import __version__
 from lora_quant.adapters.adapter import Adapter
@@ -16,7 +15,6 @@ from lora_quant.config.manifest_records import (
     AttachPointRecord,
     BaseRecord,
     BranchTensors,
-    InputRecord,
     ModuleRecord,
     PackFile,
     PromptRecord,
@@ -31,8 +29,7 @@ from lora_quant.config.manifest_records import (
 )
 from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.branching.updatable_weights import updatable_weights
-from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
-from lora_quant.graph.files.external_data import DataFile
+from lora_quant.graph.files.data_files import sampled_sha256
 from lora_quant.graph.records import Branch, BranchedGraph
 from lora_quant.passes.beyond_alpha import beyond_alpha
 from lora_quant.passes.compilation import Compilation
@@ -40,6 +37,7 @@ from lora_quant.passes.exported.records import ExportedUseCases
 from lora_quant.passes.final.records import DescribedAdapter
 from lora_quant.passes.slots import Slot, SlotTable
 from lora_quant.targets.files.alpha_record import pack_alpha_record
+from lora_quant.targets.files.input_records import InputRecords
 from lora_quant.targets.files.pack_folder import PackFolder, TargetDetails
 
 
@@ -50,11 +48,10 @@ def build_manifest(
     branched: BranchedGraph = compilation.having("branched")
     slots: SlotTable = compilation.having("slots")
     adapters = compilation.having("adapters")
-    inputs = _Inputs(folder)
+    inputs = InputRecords(folder.output)
     exported = compilation.exported or ExportedUseCases()
     hashes = {a.name: inputs.add_adapter(a, exported) for a in adapters.values()}
-    inputs.add_graphs(exported, compilation.base.model.data_files)
-    inputs.add_stored(compilation)
+    inputs.add_graphs(compilation)
     described = tuple(_described(one, inputs) for one in _in_graphs(compilation))
     inputs.add_config(compilation)
     return Manifest(
@@ -65,7 +62,7 @@ def build_manifest(
         given_graph=None if compilation.given is None else True,
         merged=compilation.options.merge,
         merged_modules=None if compilation.options.merge is None else _merged_modules(compilation),
-        base=_base(compilation, folder),
+        base=_base(compilation, folder, inputs),
         inputs=tuple(inputs.records),
         adapters=tuple(
             AdapterRecord(
@@ -104,7 +101,7 @@ def _in_graphs(compilation: Compilation) -> Iterable[DescribedAdapter]:
     return () if compilation.given is None else compilation.given.described.values()
 
 
-def _described(adapter: DescribedAdapter, inputs: _Inputs) -> AdapterRecord:
+def _described(adapter: DescribedAdapter, inputs: InputRecords) -> AdapterRecord:
     return AdapterRecord(
         name=adapter.name,
         kind=adapter.kind,
@@ -115,91 +112,7 @@ def _described(adapter: DescribedAdapter, inputs: _Inputs) -> AdapterRecord:
     )
 
 
-class _Inputs:
-    """Records of what was read, by use; a file that several share is hashed once."""
-
-    def __init__(self, folder: PackFolder) -> None:
-        self._folder = folder.output
-        self._digests: dict[Path, str] = {}
-        self.records: list[InputRecord] = []
-
-    def digest(self, path: Path) -> str:
-        if path not in self._digests:
-            self._digests[path] = sha256_of(path)
-        return self._digests[path]
-
-    def add(self, role: str, path: Path, name: str | None = None) -> str:
-        digest = self.digest(path)
-        self.records.append(
-            InputRecord(
-                role=role,
-                name=name,
-                path=portable_relative(path.absolute(), self._folder),
-                size=path.stat().st_size,
-                sha256=digest,
-            )
-        )
-        return digest
-
-    def add_sampled(self, role: str, data: DataFile, name: str) -> None:
-        """A file that is too large to be read once more."""
-        self.records.append(
-            InputRecord(
-                role=role,
-                name=name,
-                path=portable_relative(data.path.absolute(), self._folder),
-                size=data.size,
-                sampled_sha256=sampled_sha256(data.path),
-            )
-        )
-
-    def add_graphs(self, exported: ExportedUseCases, of_base: Collection[DataFile]) -> None:
-        """Graphs of use cases with the data that is not the base's."""
-        shared = {data.path.resolve() for data in of_base}
-        for use_case in exported.use_cases.values():
-            self.add("graph", use_case.model, use_case.name)
-            for data in use_case.data_files:
-                if data.path.resolve() not in shared:
-                    self.add_sampled("graph-data", data, use_case.name)
-
-    def add_stored(self, compilation: Compilation) -> None:
-        """Graphs that hold the weights of use cases of a final graph, with their data."""
-        given = compilation.given
-        if given is None:
-            return
-        shared = {data.path.resolve() for data in compilation.base.model.data_files}
-        for name, path in given.stored.items():
-            self.add("graph", path, name)
-            for data in given.data_files.get(name, ()):
-                if data.path.resolve() not in shared:
-                    self.add_sampled("graph-data", data, name)
-
-    def add_adapter(self, adapter: Adapter, exported: ExportedUseCases) -> tuple[str, ...]:
-        if adapter.name in exported.checkpoints:
-            described = exported.descriptions[adapter.name]
-            hashes = [self.add("adapter", path, adapter.name) for path in described]
-            return (*hashes, self.digest(adapter.checkpoint.tensors.path))
-        # Formats without a configuration of their own describe themselves in their weights.
-        files = dict.fromkeys((adapter.checkpoint.config.file, adapter.checkpoint.tensors.path))
-        return tuple(self.add("adapter", path, adapter.name) for path in files)
-
-    def add_config(self, compilation: Compilation) -> None:
-        if compilation.config_file is not None:
-            self.add("config", compilation.config_file)
-        mapping = compilation.config.attach_point_onnx_mapping
-        if mapping is not None:
-            self.add("attach-points", mapping)
-        if compilation.options.map_from is not None:
-            self.add("map-from", Path(compilation.options.map_from))
-        for use_case in compilation.config.use_cases:
-            if use_case.encodings is not None:
-                self.add("encodings", use_case.encodings, use_case.name)
-            updatable = use_case.updatable_tensors_file()
-            if updatable is not None:
-                self.add("updatable-tensors", updatable, use_case.name)
-
-
-def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
+def _base(compilation: Compilation, folder: PackFolder, inputs: InputRecords) -> BaseRecord:
     """The base graph is hashed whole, its data by samples (lora_quant.graph.files.data_files)."""
     base = compilation.base
     output = folder.output
@@ -207,7 +120,7 @@ def _base(compilation: Compilation, folder: PackFolder) -> BaseRecord:
         graph=StoredFile(
             path=portable_relative(base.path.absolute(), output),
             size=base.path.stat().st_size,
-            sha256=sha256_of(base.path),
+            sha256=inputs.digest(base.path),
         ),
         data=tuple(
             StoredFile(

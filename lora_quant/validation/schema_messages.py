@@ -14,7 +14,7 @@ from jsonschema.exceptions import ValidationError
 
 from lora_quant.config.names import FOLDER_NAME_PATTERN, PLAIN_NAME_PATTERN
 from lora_quant.config.plain_values import PathParts
-from lora_quant.config.validation_errors import describe
+from lora_quant.config.validation_errors import describe, number_hint
 from lora_quant.errors import did_you_mean
 
 _TYPES = {
@@ -113,7 +113,7 @@ def _hint(error: ValidationError) -> str | None:
         wanted: Any = error.validator_value
         types = [wanted] if isinstance(wanted, str) else wanted
         if isinstance(value, str) and not {"number", "integer"}.isdisjoint(types):
-            return "remove the quotes"
+            return number_hint(value)
         if isinstance(value, int | float) and "string" in types:
             return "put it in quotes to make it text"
         if "array" in types and "object" not in types:

@@ -58,10 +58,10 @@ def check_sections(area: str, sections: Iterable[NamedSection], folder: Path) ->
         if not text.strip():
             yield Finding(
                 f"{area}/section-empty",
-                Severity.WARNING,
-                f"the path of a section of {section.owner!r} is empty",
+                Severity.ERROR,
+                f"the path of a section of {section.owner!r} is empty: it names no file",
                 where,
-                "name its file, unless this part of the model is to stay as it is",
+                SECTION_HINT,
             )
             continue
         first = owners.setdefault(text, section.owner)

@@ -118,6 +118,21 @@ def test_a_place_is_shown_as_it_is(build: Build, config: Path) -> None:
             id="graph of a use case",
         ),
         pytest.param(
+            lambda d: d["use-case"][2].update(model_name="model\\model.onnx"),
+            ["LQ110", "the ONNX graph does not exist", "write '/' between folders"],
+            id="graph with a backslash",
+        ),
+        pytest.param(
+            lambda d: d["use-case"][1].update(quant_overrides="encodings/tome.encodings"),
+            ["LQ110", "the file does not exist", "did you mean 'tone.encodings'?"],
+            id="misspelt encodings file",
+        ),
+        pytest.param(
+            lambda d: d["adapter"][0].update(lora_config="adapters\\tone"),
+            ["LQ110", "no such adapter folder or file", "write '/' between folders"],
+            id="adapter with a backslash",
+        ),
+        pytest.param(
             lambda d: d["use-case"][1].update(name="model.onnx"),
             [
                 "LQ100",

@@ -188,12 +188,28 @@ def test_names_that_do_not_go_together_are_refused(
     assert text in " ".join(capfd.readouterr().err.split())
 
 
-@pytest.mark.parametrize("arguments", [("nowhere.onnx", "a"), (BASE, "nowhere")])
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("nowhere.onnx", "a"), "ONNX graph"),
+        ((BASE, "nowhere"), "adapter"),
+        ((BASE, ADAPTERS / "tone", "--encodings", "tone=nowhere"), "encodings file"),
+    ],
+)
 def test_paths_that_lead_nowhere_are_named(
-    arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str | Path, ...], what: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert init(*arguments) == 1
-    assert "nowhere" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert error.startswith(f"error LQ110: the {what} does not exist\n  where: nowhere")
+
+
+def test_a_description_alone_is_sent_to_the_other_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copy(SAMPLE / "adapter_params" / "tone.json", tmp_path)
+    assert init(BASE, path) == 1
+    assert "run `lora-quant convert-config` on their folder" in capfd.readouterr().err
 
 
 def test_a_quantized_base_is_taken_as_well(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ shutil.rmtree = slow
 from lora_quant.cli.main import main
 main([a for a in sys.argv[1:] if a != "--slow"])
 """
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """Also where the tests themselves run under nohup, which their children would inherit."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start(config: Path, *options: str) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,19 @@ def test_what_cannot_be_read_is_not_written(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         dump(value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this file system")
+def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tone.encodings")
+    with pytest.raises(InputMissingError, match="got a pipe"):
+        read_json(tmp_path / "tone.encodings")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no pipes in this file system")
+def test_a_pipe_that_a_shell_hands_over_is_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"a": 1}')
+    os.close(writing)
+    assert read_json(Path(f"/proc/self/fd/{reading}")) == {"a": 1}
+    os.close(reading)

@@ -22,6 +22,7 @@ from tests.configure.folders import EXPORTED, PEFT, copied, facts, read
 from tests.sample import CONFIG, SAMPLE, Document, edit_json, edit_yaml
 
 ROOT = Path(__file__).parents[1]
+_PER_STEP = ("scale", "offset")
 
 
 def rules(draft: Drafted) -> list[str]:
@@ -83,6 +84,24 @@ def test_content_wins_over_names(tmp_path: Path) -> None:
     assert given["tone"] == encodings / "legal.encodings"
     assert given["legal"] == encodings / "tone.encodings"
     assert len(messages(draft, "convert/name-contradicted")) == 2
+
+
+def test_blockwise_encodings_of_factors_go_to_their_graphs(tmp_path: Path) -> None:
+    """1.0.0 has the scales of all channels and blocks in one row: they do not tell the rank."""
+
+    def in_blocks(document: Document) -> None:
+        for entry in document["param_encodings"]:
+            if entry["name"].endswith("lora_A.weight"):
+                entry.update(enc_type="PER_BLOCK", block_size=16)
+                entry.update({key: [v for v in entry[key] for _ in "1234"] for key in _PER_STEP})
+
+    folder = copied(tmp_path / "folder", EXPORTED)
+    for name in ("tone", "legal", "style", "both"):
+        edit_json(folder / "encodings" / f"{name}.encodings", in_blocks)
+    draft = convert_folder(folder, check=False)
+    assert draft.config is not None
+    given = {u.name: u.encodings and u.encodings.stem for u in draft.config.use_cases}
+    assert given == {name: name for name in ("base", "tone", "legal", "style", "both")}
 
 
 def test_names_that_tell_nothing_are_not_needed_where_content_decides(tmp_path: Path) -> None:
@@ -372,3 +391,22 @@ def test_a_graph_counts_more_than_a_configuration(tmp_path: Path) -> None:
         "a configuration says that use case 'both' is 1 tone + 0.5 legal, and its graph holds "
         "1 tone + 0.6 legal: the graph counts"
     ]
+
+
+def test_a_wrong_alpha_is_told_from_a_strength(tmp_path: Path) -> None:
+    """Nothing in the folder tells the two apart: it is decided, and said."""
+    folder = copied(tmp_path / "folder", EXPORTED)
+    edit_json(folder / "adapter_params" / "tone.json", lambda d: d.update(alpha=16))
+    draft = convert_folder(folder)
+    assert messages(draft, "convert/unusual-strength") == [
+        "the graph of use case 'tone' holds 0.5 times the scale that alpha and rank of adapter "
+        "'tone' give: it was taken as its strength"
+    ]
+    shutil.copy(SAMPLE / "lora_config_exported.yaml", folder)
+    config = folder / "lora_config_exported.yaml"
+
+    def half(document: Document) -> None:
+        document["use-case"][1]["adapter_alphas"] = [0.5]
+
+    edit_yaml(config, half)
+    assert messages(convert_folder(folder), "convert/unusual-strength") == []

@@ -51,7 +51,6 @@ def graph_of(points: dict[str, list[float]]) -> FoundGraph:
         frozenset(),
         {},
         (),
-        (),
     )
 
 

@@ -229,7 +229,7 @@ def test_a_graph_takes_branches_only_once(tmp_path: Path) -> None:
     base = opened(attention(layers=1).model(), tmp_path)
     points = all_points(base)
     branch(base, points)
-    with pytest.raises(GraphError, match="without LoRA branches, or choose another --alpha-name"):
+    with pytest.raises(GraphError, match="another --alpha-name; if the graph is final"):
         add_branches(
             base,
             points,

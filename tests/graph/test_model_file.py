@@ -166,6 +166,27 @@ def cast_to_nothing(model: ModelProto) -> None:
     model.graph.node.add(op_type="Cast", input=["x"], output=["z"])
 
 
+def add_three(model: ModelProto) -> None:
+    model.graph.node.add(op_type="Add", input=["x", "x", "x"], output=["z"])
+
+
+def refer_to_a_function(model: ModelProto) -> None:
+    model.graph.node[0].op_type = "Gemm"
+    model.graph.node[0].attribute.add(name="transB", type=2, ref_attr_name="of_a_function")
+
+
+def leave_a_type_out(model: ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="anything", i=3)
+
+
+def lose_the_name_of_an_output(model: ModelProto) -> None:
+    model.graph.output[0].name = ""
+
+
+def import_a_huge_version(model: ModelProto) -> None:
+    model.opset_import.add(domain="com.microsoft", version=2**40)
+
+
 def negative_size(model: ModelProto) -> None:
     model.graph.initializer[0].dims[0] = -4
 
@@ -193,6 +214,11 @@ def unknown_type(model: ModelProto) -> None:
         (lose_product, r"a MatMul node has inputs \['x', 'fc.weight'\] and outputs \[\]"),
         (spoil_attribute, "attribute 'transB' of a Gemm node is of another type than INT"),
         (cast_to_nothing, "a Cast node has no attribute 'to'"),
+        (add_three, r"a Add node has inputs \['x', 'x', 'x'\], expected 2 and no more"),
+        (refer_to_a_function, "attribute 'transB' of a Gemm node refers to that of a function"),
+        (leave_a_type_out, "attribute 'anything' of a MatMul node has no type"),
+        (lose_the_name_of_an_output, "no node produces the graph output ''"),
+        (import_a_huge_version, "imports version 1099511627776 of the operators of 'com.micro"),
         (negative_size, r"shape \[-4, 6\], expected no negative size"),
         (huge_size, r"needs \d+ bytes, more than the whole file of \d+"),
         (unknown_type, "element type 999, which this version of onnx does not know"),
@@ -247,3 +273,10 @@ def test_initializers_may_be_inputs_as_well(tmp_path: Path) -> None:
     base = open_base(save(model, tmp_path / "model.onnx"))
     (linear,) = base.catalog.linears.values()
     assert (linear.weight, linear.in_features, linear.out_features) == ("fc.weight", 4, 6)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this file system")
+def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(InputMissingError, match="not a regular file"):
+        load_model(tmp_path / "model.onnx")

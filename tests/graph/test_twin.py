@@ -45,7 +45,20 @@ def test_every_module_is_found_by_the_names_that_a_quantizer_leaves(
     assert found == TwinMap(names, (), ())
 
 
-@settings(max_examples=60, deadline=None)
+def test_a_float_weight_near_the_largest_number_is_another_one_and_no_overflow(
+    tmp_path: Path,
+) -> None:
+    twin = stack().model()
+    model = quantized(twin, "channel")
+    for tensor in twin.graph.initializer:
+        if tensor.name == "w.0.q":
+            values = np.full(tuple(tensor.dims), 1e30, np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(GraphError, match="is none of the float graph's"):
+        mapped(model, twin, tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
 @given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**16), external=st.booleans())
 def test_every_module_is_found_without_any_name_and_in_any_order(
     scheme: str, seed: int, external: bool, tmp_path_factory: pytest.TempPathFactory

@@ -17,9 +17,6 @@ from lora_quant import build
 from lora_quant.config.lora_config import LoraConfig
 from tests.passes.exported.export_cases import files_of
 
-torch: Any = pytest.importorskip("torch")
-peft: Any = pytest.importorskip("peft")
-
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -29,8 +26,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 USE_CASES = {"tone": ["tone"], "legal": ["legal"], "both": ["tone", "legal"]}
 
 
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+
+
 def net(half: bool) -> Any:
     """Two linears, of which the one has a bias, and a convolution on their outputs as an image."""
+    import torch
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -49,6 +53,9 @@ def net(half: bool) -> Any:
 
 
 def write_adapters(folder: Path, half: bool) -> None:
+    import peft
+    import torch
+
     for seed, (name, fields) in enumerate(ADAPTERS.items()):
         model = peft.get_peft_model(net(half), peft.LoraConfig(**fields))
         torch.manual_seed(seed)
@@ -60,6 +67,8 @@ def write_adapters(folder: Path, half: bool) -> None:
 
 
 def export(model: Any, path: Path, dynamo: bool, half: bool) -> None:
+    import torch
+
     x = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,6 +84,8 @@ def export(model: Any, path: Path, dynamo: bool, half: bool) -> None:
 
 
 def write_graphs(folder: Path, dynamo: bool, half: bool) -> None:
+    import peft
+
     export(net(half), folder / "base.onnx", dynamo, half)
     for use_case, names in USE_CASES.items():
         model = peft.PeftModel.from_pretrained(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from lora_quant.api import build
 from lora_quant.config.lora_config import LoraConfig
@@ -46,7 +47,8 @@ class Own:
     `branches`: the adapters of each, several with their ranks side by side; None is one branch for
     each. `padding`: ranks of zeros at the tail. `place`: where the constant scale is. `strengths`:
     an input that scales as well, alone ("input") or by a matrix of lora_alpha / r ("matrix").
-    `stored_out_in`: factors are stored as Gemm reads them.
+    `stored_out_in`: factors are stored as Gemm reads them. `cast_behind`: what PEFT leaves behind
+    the last sum, a Cast `c` to the type that it has. `unread`: a Constant that nothing reads.
     """
 
     branches: Sequence[Sequence[str]] | None = None
@@ -55,6 +57,8 @@ class Own:
     strengths: Literal["", "input", "matrix"] = ""
     bias_behind: bool = False
     stored_out_in: bool = False
+    cast_behind: bool = False
+    unread: bool = False
 
 
 def factors(adapter: str, rank: int) -> tuple[Array, Array]:
@@ -81,6 +85,10 @@ def graph(
         listed = own.branches or [[name] for name in mix]
         for number, names in enumerate(listed, start=1):
             last = _branch(made, str(number), x, last, own, {n: ranks[n] for n in names}, mix)
+        if own.cast_behind:
+            last = made.node("Cast", [last], "c", "c", to=TensorProto.FLOAT)
+        if own.unread:
+            made.node("Constant", [], "unread", "unread", value_float=2.0)
     if bias and is_bias_behind:
         last = made.node("Add", [made.weight("q.bias", OUTPUTS), last], "/q/Add")
     out = made.node("Relu", [last], "/act/Relu", "out")

@@ -54,6 +54,49 @@ def test_h_and_y_are_told_apart(tmp_path: Path) -> None:
     assert close(found[H], -8.0, 8.0)
 
 
+@pytest.mark.parametrize("has_sum", [False, True])
+def test_a_cast_behind_the_sum_is_the_sum(has_sum: bool, tmp_path: Path) -> None:
+    """PEFT casts the sum to the type that it has; the grid of the sum itself comes first."""
+    files = {"c": activation(-7.0, 7.0), **SHARED, "1.y": activation(-8.0, 8.0)}
+    if not has_sum:
+        del files["1.y"]
+    use_cases = {"both": (Own(JOINED, cast_behind=True), MIX)}
+    built = build_exported(
+        tmp_path, use_cases, {"both": files}, RANKS, lists={"both": [*files]}, mode="all"
+    )
+    end = 8.0 if has_sum else 7.0
+    assert close(built.overrides("both")[H], -end, end)
+    assert not {"encodings/unknown-tensor", "updatable/unknown-tensor"} & all_rules(built)
+
+
+def test_what_nothing_reads_is_known(tmp_path: Path) -> None:
+    """AIMET leaves the Constants whose readers it gave an initializer, and their encodings."""
+    files = {**SHARED, "unread": activation(0.0, 2.0)}
+    built = both(tmp_path, Own(JOINED, unread=True), files)
+    assert grids(built.overrides("both")) == {role: SHARED[f"1.{role}"] for role in OURS}
+    assert "encodings/unknown-tensor" not in all_rules(built)
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+def test_a_factor_goes_by_the_name_that_its_node_reads(version: str, tmp_path: Path) -> None:
+    """Stored [out, in], read through a Transpose as [in, out]: 2.0.0 tells the channels' axis."""
+    files = {**SHARED, "1.A.T_output_0": SHARED["1.A"], "1.B.T_output_0": SHARED["1.B"]}
+    del files["1.A"], files["1.B"]
+    given: Document = files
+    if version == "2.0.0":
+        given = {"version": "2.0.0", "encodings": [_in_2_0_0(n, e) for n, e in files.items()]}
+    built = both(tmp_path, Own(JOINED, stored_out_in=True), given, encodings_version="1.0.0")
+    assert grids(built.overrides("both")) == {role: SHARED[f"1.{role}"] for role in OURS}
+    assert "encodings/unknown-tensor" not in all_rules(built)
+
+
+def _in_2_0_0(name: str, entry: Document) -> Document:
+    if entry["enc_type"] == "PER_CHANNEL":
+        return {"name": name, "output_dtype": "int8", "axis": 1, "y_scale": entry["scale"]}
+    (scale,), (offset,) = entry["scale"], entry["offset"]
+    return {"name": name, "output_dtype": "uint16", "y_scale": scale, "y_zero_point": -offset}
+
+
 @pytest.mark.parametrize("is_behind", [False, True])
 def test_a_branch_before_the_bias(is_behind: bool, tmp_path: Path) -> None:
     """Our sum lies behind the bias: then the exported one in front of it is none of ours."""
@@ -80,7 +123,8 @@ def test_strengths_that_mean_the_same_are_ours(
     files = {**SHARED, "strengths": activation(0.0, high), "1.s": activation(0.0, 2.0)}
     built = both(tmp_path, Own(JOINED, strengths="matrix"), files)
     assert all_rules(built) - {"exported/rank-order-assumed"} == rules
-    assert ends(built.base()["lora_alpha"]) == pytest.approx((0.0, 1.0), abs=1e-9)
+    # The step is a double, 1 / 65535 at the finest: off by half of its last place, 65535 times.
+    assert ends(built.base()["lora_alpha"]) == pytest.approx((0.0, 1.0), abs=2.0**-53)
 
 
 def test_strengths_that_carry_more_are_left_out(tmp_path: Path) -> None:

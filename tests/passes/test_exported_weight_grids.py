@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import EncodingsError, LoraQuantError
+from lora_quant.passes.merging.contributions import Contribution
+from lora_quant.passes.merging.exported_pieces import PieceRanks
+from lora_quant.passes.merging.exported_weights import grid_of_b
 from tests.passes.exported_builds import (
     INPUTS,
     OURS,
@@ -172,3 +176,23 @@ def test_an_adapter_that_cuts_a_block_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EncodingsError, match=r"begin at 3 .* inside a block of 2") as caught:
         build_exported(tmp_path, {"both": (Own(JOINED), MIX)}, {"both": files}, ranks)
     assert caught.value.where.tensor == OURS["B"]
+
+
+def test_an_adapter_that_ends_inside_a_block_keeps_the_whole_block() -> None:
+    """Blocks of 2, three ranks of tone: the fourth of its columns is nobody's, legal begins at 4.
+
+    The graph has legal before tone, with a column of padding behind both.
+    """
+
+    def columns(*scale: float) -> Encoding:
+        return Encoding.per_block(
+            [list(scale)], bits=8, symmetric=True, block_size=2, axis=0, block_axis=1, ndim=2
+        )
+
+    def own(begin: int, size: int, slot: int) -> PieceRanks:
+        item = Contribution(slot, 0, 4 * slot, size, 1.0, 1.0)
+        return PieceRanks(begin, size, item)
+
+    ranks = [(0, own(4, 3, 0)), (0, own(0, 3, 1))]
+    found = grid_of_b([columns(1.0, 2.0, 3.0, 4.0)], ranks)
+    assert found.same_grid(columns(3.0, 4.0, 1.0, 2.0))

@@ -231,6 +231,15 @@ def test_lists_are_compared_in_both_directions(sample: Path) -> None:
     assert {f.where.use_case for f in found.values()} == {"tone"}
 
 
+def test_a_list_that_is_not_there_is_noted(sample: Path) -> None:
+    """The format takes it for none; it may be a slip."""
+    path = sample.parent / "quant_updatable" / "tone.txt"
+    path.unlink()
+    (found,) = build(sample, sample.parent / "out").findings
+    assert (found.rule, found.severity) == ("updatable/no-list", Severity.NOTE)
+    assert (found.where.file, found.where.use_case) == (path, "tone")
+
+
 def test_lists_of_the_sample_agree(packs: Packs) -> None:
     for name in ("adapter_only", "all"):
         assert packs(name).findings == ()

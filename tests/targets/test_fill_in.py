@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,57 @@ def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:
 def test_a_semicolon_cannot_be_in_a_name(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has a semicolon"):
         fill_in(pack, made(tmp_path / "sections", "a;b"))
+
+
+@pytest.mark.parametrize("graph", ["two\nlines", "no\udcfftext"])
+def test_a_name_that_is_no_line_of_text(graph: str, pack: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path / "sections", graph)
+    with pytest.raises(ConfigError, match="has a character that cannot be in the file"):
+        fill_in(pack, folder)
+    assert {path.suffix for path in folder.iterdir()} == {".bin"}
+
+
+@pytest.mark.parametrize("folder", ["/data;x", "/data\nx"])
+def test_a_device_folder_that_is_no_line_of_text(folder: str, pack: Path, tmp_path: Path) -> None:
+    sections = made(tmp_path / "sections", "llama")
+    with pytest.raises(ConfigError, match="the name '/data"):
+        fill_in(pack, sections, device_folder=folder)
+    assert {path.suffix for path in sections.iterdir()} == {".bin"}
+
+
+def test_nothing_is_written_if_one_file_cannot_be(pack: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path / "sections", "llama")
+    (folder / "llama_tone_lora_config.txt").mkdir()
+    before = sorted(folder.iterdir())
+    with pytest.raises(PackError, match="cannot write: Is a directory"):
+        fill_in(pack, folder, force=True)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_link_is_replaced_and_what_it_points_at_is_not(pack: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path / "sections", "llama")
+    outside = tmp_path / "outside"
+    (folder / "genie_lora.json").symlink_to(outside)
+    with pytest.raises(PackError, match="the file exists"):
+        fill_in(pack, folder)
+    fill_in(pack, folder, force=True)
+    assert not outside.exists()
+    assert not (folder / "genie_lora.json").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this file system")
+def test_nobody_waits_for_the_reader_of_a_fifo(pack: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path / "sections", "llama")
+    os.mkfifo(folder / "genie_lora.json")
+    fill_in(pack, folder, force=True)
+    assert (folder / "genie_lora.json").is_file()
+
+
+def test_a_configuration_without_a_block_has_nothing_to_fill_in(pack: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pack, tmp_path / "copy"))
+    (copy / "qairt" / "genie_lora.json").write_text('{"dialog": {}}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="nothing to fill in"):
+        fill_in(copy, made(tmp_path / "sections", "llama"))
 
 
 def test_a_pack_of_another_target_has_nothing_to_fill_in(tmp_path: Path) -> None:

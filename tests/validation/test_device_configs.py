@@ -117,9 +117,11 @@ def test_two_use_cases_with_one_section(tmp_path: Path) -> None:
     assert "'one' and 'two' have the same section 'one.bin'" in finding.message
 
 
-def test_an_empty_section_is_warned_of(tmp_path: Path) -> None:
-    finding = one(found(saved(tmp_path, block(adapter("one", "")))), "genie/section-empty")
-    assert finding.severity is Severity.WARNING
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_section_is_refused(text: str, tmp_path: Path) -> None:
+    finding = one(found(saved(tmp_path, block(adapter("one", text)))), "genie/section-empty")
+    assert finding.severity is Severity.ERROR
+    assert "it names no file" in finding.message
 
 
 def test_a_context_binary_without_a_section(tmp_path: Path) -> None:
@@ -148,6 +150,7 @@ def test_adapters_that_contradict_each_other(
     assert finding.rule == "document/LQ100"
     assert finding.where.line is not None
     assert re.search(message, finding.message)
+    assert "problems" not in finding.message
 
 
 def test_a_misspelt_key_of_the_block(tmp_path: Path) -> None:

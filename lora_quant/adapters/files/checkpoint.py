@@ -19,6 +19,7 @@ from lora_quant.adapters.files.tensor_source import TensorSource
 from lora_quant.adapters.formats.contract import Found
 from lora_quant.adapters.formats.detect import FORMATS, find_format, open_weights
 from lora_quant.config.documents import read_json
+from lora_quant.config.missing_path import spelling_hint
 from lora_quant.errors import (
     AdapterError,
     InputMissingError,
@@ -140,7 +141,8 @@ def _weights_in(folder: Path, config: Path) -> Path:
         where=Where(file=folder),
         hint=f"if one of these is the adapter, name the file itself: {', '.join(listed)}"
         if listed
-        else "save the adapter with PEFT's save_pretrained",
+        else "save the adapter with PEFT's save_pretrained; if graphs of use cases hold its "
+        "weights, run `lora-quant convert-config` on their folder",
     )
 
 
@@ -157,7 +159,9 @@ def _missing(path: Path) -> InputMissingError:
     if path.parent.is_dir():
         hint = did_you_mean(path.name, (p.name for p in path.parent.iterdir()))
     return InputMissingError(
-        "there is no such adapter folder or file", where=Where(file=path), hint=hint
+        "there is no such adapter folder or file",
+        where=Where(file=path),
+        hint=spelling_hint(path) or hint,
     )
 
 

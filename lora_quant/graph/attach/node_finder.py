@@ -74,7 +74,7 @@ class NodeFinder:
         if not linears:
             raise self._nothing_found(module, adapter, is_embedding)
         if len(linears) != 1:
-            nodes = ", ".join(repr(linear.node or linear.product) for linear in linears)
+            nodes = ", ".join(repr(linear.label) for linear in linears)
             raise AttachPointError(
                 f"module {module!r} of adapter {adapter!r} fits {len(linears)} nodes, expected "
                 f"exactly one: {nodes}",
@@ -126,7 +126,7 @@ class NodeFinder:
 
     def _shares_node(self, linear: LinearNode, module: str) -> bool:
         """Whether the mapping leads other parts of the same fused projection to this node."""
-        keys = self._keys_of[linear.node or linear.product]
+        keys = self._keys_of[linear.label]
         return any(are_fused(module, key) for key in keys)
 
     def _operators(self, catalog: NodeCatalog) -> str:

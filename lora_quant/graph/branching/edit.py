@@ -32,7 +32,8 @@ class GraphEdit(NodeMaker):
         super().__init__(
             {*base.index.names, *stored},
             base.path,
-            "give the base graph without LoRA branches, or choose another --alpha-name",
+            "give the base graph without LoRA branches, or choose another --alpha-name; if the "
+            "graph is final as it is, build with --no-create-lora-graph",
         )
         self._inputs: list[ValueInfoProto] = []
         self._weights: list[tuple[TensorRecord, bool]] = []

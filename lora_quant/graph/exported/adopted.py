@@ -98,7 +98,7 @@ class _Names:
         if known is None:
             catalog = self._catalog
             nodes = catalog if linear.product in catalog.linears else catalog.embeddings
-            name = nodes.name_of(linear.product) or linear.node or linear.product
+            name = nodes.name_of(linear.product) or linear.label
             parts = (ModulePart(name, 0, linear.out_features),)
             known = AttachPoint(name, linear, point.y, None, parts)
         name = known.name if number == 0 else f"{known.name}.{number}"

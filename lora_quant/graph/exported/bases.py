@@ -43,7 +43,7 @@ def base_behind(h: str, walker: Walker, graph: BaseGraph) -> BaseOutput | None:
         if outcome_of(linear, index).output == output:
             return BaseOutput(linear, relayouts)
         ops = ", ".join(step.node.op_type for step in walk.steps)
-        problem = f"what it is added to is not what {_name(linear)} gives, but behind it ({ops})"
+        problem = f"what it is added to is not what {linear.label!r} gives, but behind it ({ops})"
         return BaseOutput(linear, relayouts, problem)
     if isinstance(linear, NotLinear):
         return None
@@ -53,9 +53,5 @@ def base_behind(h: str, walker: Walker, graph: BaseGraph) -> BaseOutput | None:
             summed = walker.linear_at(walker.sources(tensor)[-1])
             if isinstance(summed, LinearNode):
                 problem = f"it is added to a sum ({node.name or node.output[0]!r}), not to what "
-                return BaseOutput(summed, (), f"{problem}{_name(summed)} gives")
+                return BaseOutput(summed, (), f"{problem}{summed.label!r} gives")
     return None
-
-
-def _name(linear: LinearNode) -> str:
-    return repr(linear.node or linear.product)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.attach.constants import NoConstant, constant_behind
 from lora_quant.graph.base.base_graph import BaseGraph
-from lora_quant.graph.exported.records import FoundScale, ScaleSource
+from lora_quant.graph.exported.records import FoundBranch, FoundScale, ScaleSource
 from lora_quant.graph.exported.scales import casts_of, source_of
 from lora_quant.graph.exported.small_constants import stored_constant
 from lora_quant.graph.files.element_types import DTYPES, type_name
@@ -33,13 +33,13 @@ def weight_values(graph: BaseGraph, linear: LinearNode) -> Array:
     it is what the node computes with. The `gain` of a Gemm is not multiplied in. Raises GraphError
     for a quantized or damaged weight, InputMissingError if its data file cannot be read.
     """
-    where = Where(file=graph.path, node=linear.node or linear.product, tensor=linear.weight)
+    where = Where(file=graph.path, node=linear.label, tensor=linear.weight)
     node = graph.index.producers[linear.product]
     found = constant_behind(node.input[0 if linear.form is Form.EMBEDDING else 1], graph.index)
     if isinstance(found, NoConstant) or linear.storage is not Storage.FLOAT:
         reason = found.reason if isinstance(found, NoConstant) else "its weight is quantized"
         raise GraphError(
-            f"the weight of {linear.node or linear.product!r} cannot be read: {reason}",
+            f"the weight of {linear.label!r} cannot be read: {reason}",
             where=where,
             hint="give the float graph, with the encodings beside it",
         )
@@ -74,6 +74,21 @@ def scale_values(graph: BaseGraph, scale: FoundScale) -> NDArray[np.float64] | N
     values = _as_computed(values, casts, where).astype(np.float64)
     # A fused projection reads the same ranks once for each of its parts.
     return np.tile(values, scale.size // values.size)
+
+
+def constant_factors(graph: BaseGraph, branch: FoundBranch) -> NDArray[np.float64]:
+    """What constants multiply each rank of a branch by `[rank]`: scales, and the gains of Gemm.
+
+    What inputs multiply by is left out. Raises what scale_values does.
+    """
+    factors = np.full(branch.rank, branch.a.gain * branch.b.gain)
+    for scale in branch.scales:
+        values = None
+        if scale.source is ScaleSource.CONSTANT:
+            values = scale_values(graph, scale)
+        if values is not None:
+            factors = factors * values
+    return factors
 
 
 def _as_computed(values: Array, casts: tuple[int, ...], where: Where) -> Array:

@@ -131,7 +131,7 @@ def _other_x(pair: Pair, linear: LinearNode, walker: Walker) -> str | None:
     if others.intersection(passed):
         ops = ", ".join(s.node.op_type for s in walk.steps if not is_relayout(s.node))
         return f"A reads what {ops} makes of what the base reads, expected the same tensor"
-    return f"A reads {pair.a.x!r}, and the base ({_name(linear)}) {linear.x!r}: expected the same"
+    return f"A reads {pair.a.x!r}, and the base ({linear.label!r}) {linear.x!r}: expected the same"
 
 
 def _sizes_problem(pair: Pair, linear: LinearNode) -> str:
@@ -139,7 +139,7 @@ def _sizes_problem(pair: Pair, linear: LinearNode) -> str:
     if (a.in_features, b.out_features) != (linear.in_features, linear.out_features):
         return (
             f"A and B go from {a.in_features} to {b.out_features} features, and the base "
-            f"({_name(linear)}) from {linear.in_features} to {linear.out_features}"
+            f"({linear.label!r}) from {linear.in_features} to {linear.out_features}"
         )
     if (a.form is Form.EMBEDDING) != (linear.form is Form.EMBEDDING):
         return "one of A and the base looks rows up, and the other does not"
@@ -185,7 +185,3 @@ def _relayouts(x: str, pair: Pair, walker: Walker, graph: BaseGraph) -> list[Nod
         *_down(x, pair.a.x, walker, graph),
         *(step.node for step in steps if step.operand is None),
     ]
-
-
-def _name(linear: LinearNode) -> str:
-    return repr(linear.node or linear.product)

@@ -12,42 +12,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.exported.comparison.differing import differing
+from lora_quant.graph.exported.comparison.equal_values import check_equal_values
 from lora_quant.graph.exported.comparison.first_difference import first_difference, unequal_values
 from lora_quant.graph.exported.comparison.interface import compare_opsets, pair_inputs, pair_outputs
 from lora_quant.graph.exported.comparison.numbering import number_both
-from lora_quant.graph.exported.comparison.pairing import pair_tensors, with_widened
+from lora_quant.graph.exported.comparison.pairing import (
+    pair_tensors,
+    with_widened,
+    without_partner,
+)
 from lora_quant.graph.exported.comparison.stored_bytes import StoredTensor, is_same_place
 from lora_quant.graph.exported.comparison.trunk import Trunk, trunk_of
 from lora_quant.graph.exported.comparison.value_shapes import compare_shapes
 from lora_quant.graph.exported.records import Correspondence, ExportedGraph
 
 
-def compare_with_base(base: BaseGraph, exported: ExportedGraph) -> Correspondence:
+def compare_with_base(base: Trunk, exported: ExportedGraph) -> Correspondence:
     """Which tensors of `exported`, its branches left out, are which of `base`.
 
-    Raises GraphError at the first difference in graph order, of an operator, an attribute, a
-    connection, an input, an output, a shape or a small constant, and then of the bytes of a weight;
-    InputMissingError if a data file cannot be read.
+    `base` is `trunk_of` the base graph: one for all graphs that are held against it. Raises
+    GraphError at the first difference in graph order, of an operator, an attribute, a connection,
+    an input, an output, a shape or a small constant, and then of the bytes of a weight; for a
+    branch at one of several equal nodes if nothing tells at which; InputMissingError if a data file
+    cannot be read.
     """
-    own = trunk_of(base, {})
     sums = {point.y: point.h for point in exported.points}
     other = trunk_of(exported.graph, sums)
-    compare_opsets(own, other)
-    inputs = pair_inputs(own, other)
-    outputs = pair_outputs(own, other)
-    wanted, got = number_both(own, other, inputs)
+    compare_opsets(base, other)
+    inputs = pair_inputs(base, other)
+    outputs = pair_outputs(base, other)
+    wanted, got = number_both(base, other, inputs)
     difference = first_difference(wanted, got, outputs)
     if difference is not None:
         raise difference
     tensors = pair_tensors(wanted, got, inputs, outputs)
-    compare_shapes(own, other, {**tensors, **dict(outputs)})
-    shared, compared = _compare_weights(own, other, tensors)
+    check_equal_values(wanted, got, tensors, outputs, exported.points)
+    compare_shapes(base, other, {**tensors, **dict(outputs)})
+    shared, compared = _compare_weights(base, other, tensors)
     tensors = with_widened(tensors, other, sums.values())
+    same, left_out = without_partner(tensors, other)
     return Correspondence(
         tensors=tensors,
-        renamed=tuple(name for name, partner in tensors.items() if name != partner),
+        same=same,
+        left_out=left_out,
         shared_bytes=shared,
         compared_bytes=compared,
     )

@@ -1,6 +1,7 @@
 """Linear nodes that are named like parts of a branch, and that no branch and no report covers.
 
-Names decide what is reported here; they never make a branch.
+Names decide what is reported here; they never make a branch. What computes a scale from an input is
+linear as well, and no part of a branch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def leftovers(covered: Set[str], walker: Walker, graph: BaseGraph) -> Iterator[N
         linear
         for catalog in (graph.catalog, graph.catalog.embeddings)
         for linear in catalog.linears.values()
-        if linear.product not in covered and _CERTAIN.search(_names(linear))
+        if linear.product not in covered
+        and _CERTAIN.search(_names(linear))
+        and not walker.is_scale(linear.product)
     ]
     likely = [
         linear
@@ -44,7 +47,7 @@ def leftovers(covered: Set[str], walker: Walker, graph: BaseGraph) -> Iterator[N
     for linear in sorted((*named, *likely), key=lambda one: graph.index.positions[one.product]):
         if linear.product in pairs and linear.product not in inner:
             reason = _reason(linear, pairs.pop(linear.product), walker, graph)
-            yield NearBranch(linear.node or linear.product, reason)
+            yield NearBranch(linear.label, reason)
 
 
 def _names(linear: LinearNode) -> str:

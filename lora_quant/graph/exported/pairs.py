@@ -126,7 +126,7 @@ def _problem(
 ) -> str | None:
     """Why A and B are no branch, None if they may be one."""
     for letter, linear in (("A", a), ("B", b)):
-        name = repr(linear.node or linear.product)
+        name = repr(linear.label)
         if linear.is_quantized:
             return (
                 f"the weight of {letter} ({name}) is quantized: give the float graph, with its "
@@ -140,7 +140,7 @@ def _problem(
                 "it into the base's"
             )
     if b.form is Form.EMBEDDING or not is_pointwise(b):
-        return f"B ({b.node or b.product!r}) does not work on each position alone"
+        return f"B ({b.label!r}) does not work on each position alone"
     if a.out_features != b.in_features:
         return f"A gives {a.out_features} features, and B reads {b.in_features}"
     for step in (*between.steps, *behind.steps):

@@ -63,10 +63,7 @@ class _Recogniser:
             for y in sorted(self._near, key=index.positions.__getitem__)
         ]
         points = tuple(_point(found, going, index) for _, found in ordered)
-        gone = {place for point in points for branch in point.branches for place in branch.nodes}
-        # What computes a scale from an input is linear as well.
-        covered = self._covered.union(p for p in index.producers if index.positions[p] in gone)
-        rest = leftovers(covered, self._walker, self._graph)
+        rest = leftovers(self._covered, self._walker, self._graph)
         return ExportedGraph(self._graph, points, (*near, *rest))
 
     def _look_at(self, add: NodeProto) -> None:

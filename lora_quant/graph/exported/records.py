@@ -129,11 +129,14 @@ class Correspondence:
 
     `tensors`: name in the exported graph -> name in the base, for every tensor that both have,
     weights, inputs and outputs among them; h of a point for what the base calls by that name or by
-    that of y. `renamed` are those whose names differ, in graph order. `shared_bytes` of the weights
-    lie in one file of both, at one place; `compared_bytes` were read and found equal.
+    that of y. `same`: another tensor of the exported graph -> the one that has its values, as y has
+    those of a Cast to its own type. `left_out` is what the base has no counterpart of: tensors of
+    branches, and those that no output needs. `shared_bytes` of the weights lie in one file of both,
+    at one place; `compared_bytes` were read and found equal.
     """
 
     tensors: Mapping[str, str]
-    renamed: tuple[str, ...]
+    same: Mapping[str, str]
+    left_out: frozenset[str]
     shared_bytes: int
     compared_bytes: int

@@ -22,6 +22,7 @@ from lora_quant.graph.exported.comparison.stored_bytes import (
     first_unequal,
     is_same_place,
 )
+from lora_quant.graph.exported.comparison.value_shapes import type_words
 from lora_quant.graph.files.model_file import ModelFile, default_opset
 
 _HINT = "export every use case from one model, with the same ranks, and with other values alone"
@@ -133,11 +134,7 @@ def _value(value: ValueInfoProto | None) -> tuple[str, bytes] | None:
 def _told(value: ValueInfoProto | None) -> str:
     if value is None:
         return "none"
-    tensor = value.type.tensor_type
-    sizes = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim
-    ]
-    return f"{value.name!r} {sizes}"
+    return f"{value.name!r} ({type_words(value)})"
 
 
 def _wired(node: NodeProto) -> str:

@@ -45,6 +45,15 @@ class VerbatimWeights:
         return not np.any(self.read(record))
 
 
-def open_verbatim(path: Path) -> VerbatimWeights:
-    """Open the graph at `path`; errors as for load_model."""
-    return VerbatimWeights(load_model(path))
+class VerbatimGraphs:
+    """Opens graphs; the last one stays open, since its values are asked for part by part."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Path, VerbatimWeights] | None = None
+
+    def open(self, path: Path) -> VerbatimWeights:
+        """The graph at `path`; errors as for load_model."""
+        if self._last is None or self._last[0] != path:
+            self._last = None  # two graphs with their weights inside are never held at once
+            self._last = path, VerbatimWeights(load_model(path))
+        return self._last[1]

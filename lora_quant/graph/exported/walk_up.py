@@ -8,7 +8,7 @@ a problem: so a branch that is nearly one is told from everything else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from onnx import NodeProto
 
@@ -21,7 +21,6 @@ from lora_quant.graph.records import LinearNode
 
 _DEFAULT = ("", "ai.onnx")
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
-QUANTIZED = "it is quantized"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Walk:
     linear: LinearNode | NotLinear | None
     begin: str
     steps: tuple[Step, ...]
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
 
 class Walker:
@@ -96,10 +95,16 @@ class Walker:
             found.append(node.input[0])
         return found
 
+    def is_scale(self, tensor: str) -> bool:
+        """Whether `tensor` is what a Mul of a branch may multiply by."""
+        return self._scales.of(tensor) is not None
+
     def _step(self, node: NodeProto) -> tuple[Step, str, str] | None:
         """A node, the tensor to follow, and why the node is in no branch, "" if it may be."""
         if is_relayout(node):
             return Step(node), node.input[0], ""
+        if node.domain not in _DEFAULT and node.op_type not in _QUANTIZING:
+            return None
         name = repr(node.name or node.output[0])
         if node.op_type == "Mul":
             return self._multiplied(node, name)
@@ -111,7 +116,7 @@ class Walker:
             reason = f"a bias is added inside of it ({name}), which a branch of A and B cannot hold"
             return None if biased is None else (Step(node), biased, reason)
         if node.op_type in _QUANTIZING:
-            return Step(node), node.input[0], f"{QUANTIZED} ({node.op_type} {name})"
+            return Step(node), node.input[0], f"it is quantized ({node.op_type} {name})"
         return None
 
     def _multiplied(self, node: NodeProto, name: str) -> tuple[Step, str, str] | None:
@@ -138,7 +143,7 @@ class Walker:
             if self.linear_at(tensor) is not None:
                 return True
             node = self._graph.index.producers.get(tensor)
-            if node is None:
+            if node is None or node.domain not in _DEFAULT:
                 return False
             following: str | None = None
             if is_relayout(node):

@@ -6,17 +6,20 @@ the data files' sizes; see lora_quant.graph.files.external_data.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
+from lora_quant.config.missing_path import missing_hint
 from lora_quant.errors import GraphError, InputMissingError, Where
 from lora_quant.graph.files.external_data import DataFile, check_tensors
 from lora_quant.graph.files.structure import check_structure
 
 MINIMUM_OPSET = 7  # Mul and Add broadcast from here on
+_LARGEST_VERSION = 2**31 - 1  # onnx looks operators up by versions of 32 bits
 MINIMUM_IR = 4  # before, every initializer had to be a graph input as well
 PROTOBUF_LIMIT = 2**31 - 1
 
@@ -72,6 +75,11 @@ def serialize(proto: ModelProto, where: Where) -> bytes:
     return data
 
 
+def plain_domain(domain: str) -> str:
+    """A domain by one name: that of ONNX itself is "" as well as "ai.onnx"."""
+    return "" if domain == "ai.onnx" else domain
+
+
 def default_opset(proto: ModelProto) -> int:
     """Version of the default operator set, 0 if the model imports none."""
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -79,18 +87,30 @@ def default_opset(proto: ModelProto) -> int:
 
 def _read(path: Path, where: Where) -> bytes:
     try:
-        if path.stat().st_size > PROTOBUF_LIMIT:
+        status = path.stat()
+        _check_kind(status.st_mode, where)
+        if status.st_size > PROTOBUF_LIMIT:
             raise _too_large("this is no ONNX graph: it is larger", where)
         return path.read_bytes()
+    except InputMissingError:
+        raise
     except (OSError, ValueError) as error:
         message = f"the ONNX graph cannot be read: {getattr(error, 'strerror', None) or error}"
+        hint = "check `model_name` in the configuration; relative paths start at its folder"
         if isinstance(error, (FileNotFoundError, ValueError)):
             message = "the ONNX graph does not exist"
+            hint = missing_hint(path, hint)
+        raise InputMissingError(message, where=where, hint=hint) from error
+
+
+def _check_kind(mode: int, where: Where) -> None:
+    """A pipe would be waited for, a device read without an end."""
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise InputMissingError(
-            message,
+            "the ONNX graph is not a regular file",
             where=where,
-            hint="check `model_name` in the configuration; relative paths start at its folder",
-        ) from error
+            hint="name the `.onnx` file itself",
+        )
 
 
 def _too_large(what: str, where: Where) -> GraphError:
@@ -117,3 +137,11 @@ def _check_versions(proto: ModelProto, where: Where) -> None:
             hint="export the model again with a current exporter, or convert it with "
             "onnx.version_converter",
         )
+    for imported in proto.opset_import:
+        if abs(imported.version) > _LARGEST_VERSION:
+            raise GraphError(
+                f"the graph imports version {imported.version} of the operators of "
+                f"{imported.domain!r}, which no exporter writes",
+                where=where,
+                hint="the graph is damaged; export it again",
+            )

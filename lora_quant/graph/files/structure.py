@@ -28,6 +28,7 @@ _INPUTS = {
 _INPUTS |= {"DequantizeLinear": 2, "QuantizeLinear": 2}
 _INPUTS |= {"Mul": 2, "Div": 2, "Sub": 2, "Reshape": 2, "Squeeze": 1, "Unsqueeze": 1, "Dropout": 1}
 _CONTRIBUTED = frozenset({"DequantizeLinear", "QuantizeLinear"})
+_TWO_AND_NO_MORE = frozenset({"Add", "Div", "MatMul", "Mul", "Sub"})
 _ATTRIBUTES = {
     ("Gemm", "transA"): AttributeProto.INT,
     ("Gemm", "transB"): AttributeProto.INT,
@@ -140,7 +141,7 @@ def _check_order(graph: GraphProto, where: Where) -> None:
                 )
             known.add(name)
     for value in graph.output:
-        if value.name not in known:
+        if not value.name or value.name not in known:
             raise GraphError(
                 f"no node produces the graph output {value.name!r}",
                 where=Where(file=where.file, tensor=value.name),
@@ -149,6 +150,7 @@ def _check_order(graph: GraphProto, where: Where) -> None:
 
 
 def _check_node(node: NodeProto, where: Where) -> None:
+    _check_attributes(node, where)
     least = _INPUTS.get(node.op_type)
     is_known = node.domain in ("", "ai.onnx") or (
         node.domain == "com.microsoft" and node.op_type in _CONTRIBUTED
@@ -159,6 +161,12 @@ def _check_node(node: NodeProto, where: Where) -> None:
         raise GraphError(
             f"a {node.op_type} node has inputs {list(node.input)} and outputs "
             f"{list(node.output)}, expected at least {least} and one",
+            where=_at(where, node),
+            hint=_DAMAGED,
+        )
+    if node.op_type in _TWO_AND_NO_MORE and len(node.input) > least:
+        raise GraphError(
+            f"a {node.op_type} node has inputs {list(node.input)}, expected {least} and no more",
             where=_at(where, node),
             hint=_DAMAGED,
         )
@@ -173,6 +181,18 @@ def _check_node(node: NodeProto, where: Where) -> None:
             )
     if node.op_type == "Cast" and not any(a.name == "to" for a in node.attribute):
         raise GraphError("a Cast node has no attribute 'to'", where=_at(where, node), hint=_DAMAGED)
+
+
+def _check_attributes(node: NodeProto, where: Where) -> None:
+    """An attribute has a value; only those inside of a function may refer to the function's."""
+    for attribute in node.attribute:
+        if attribute.ref_attr_name or attribute.type == AttributeProto.UNDEFINED:
+            reason = "refers to that of a function" if attribute.ref_attr_name else "has no type"
+            raise GraphError(
+                f"attribute {attribute.name!r} of a {node.op_type} node {reason}",
+                where=_at(where, node),
+                hint=_DAMAGED,
+            )
 
 
 def _at(where: Where, node: NodeProto, tensor: str | None = None) -> Where:

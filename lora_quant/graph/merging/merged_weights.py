@@ -189,7 +189,7 @@ class _Merge:
         other = other_reader(linear, self._base.index)
         if other is not None:
             raise GraphError(
-                f"the weight of {linear.node or linear.product!r} is also read by {other}, which "
+                f"the weight of {linear.label!r} is also read by {other}, which "
                 "would change as well",
                 where=where,
                 hint=_HINT,

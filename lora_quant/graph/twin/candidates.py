@@ -37,7 +37,8 @@ class FloatWeights:
     def __init__(self, samples: Mapping[str, Sample]) -> None:
         self._products = tuple(samples)
         self._values = np.stack([sample.values for sample in samples.values()])
-        self._squares = np.square(self._values)
+        with np.errstate(over="ignore"):  # such a weight is judged by its distance, in doubles
+            self._squares = np.square(self._values)
         self._spacing = max(sample.spacing for sample in samples.values())
 
     def candidates(self, sample: Sample) -> Candidates:

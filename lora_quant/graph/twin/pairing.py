@@ -9,6 +9,7 @@ No float node is given twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lora_quant.errors import GraphError, Where, some
@@ -78,8 +79,8 @@ class Pairing:
             first, second = self._nodes[other], self._nodes[product]
             floats = self._floats[float_product]
             raise GraphError(
-                f"nodes {first.node or other!r} and {second.node or product!r} both hold the "
-                f"weight that the float graph has once, at {floats.node or float_product!r}",
+                f"nodes {first.label!r} and {second.label!r} both hold the "
+                f"weight that the float graph has once, at {floats.label!r}",
                 where=Where(file=self._base.path, node=second.node or None),
                 hint="give the float graph that was quantized, as it was before, or name the nodes "
                 "in `attach_point_onnx_mapping`",
@@ -137,9 +138,9 @@ class Pairing:
                 named = traces.find(self._base, self._nodes[product])
                 for float_product in named.intersection(floats or self._open[product]):
                     found.setdefault(float_product, []).append(product)
-        products = [product for claims in found.values() for product in claims]
+        times = Counter(product for claims in found.values() for product in claims)
         for float_product, claims in found.items():
-            if len(claims) == 1 and products.count(claims[0]) == 1:
+            if len(claims) == 1 and times[claims[0]] == 1:
                 yield claims, [float_product]
 
     def _undecided(self, nodes: Sequence[str], floats: Sequence[str]) -> GraphError:

@@ -58,7 +58,7 @@ def open_twin(path: Path) -> BaseGraph:
     quantized = [one for one in twin.catalog.linears.values() if one.is_quantized]
     if quantized or not twin.catalog.linears:
         reason = (
-            f"the weight of node {_name(quantized[0])!r} is quantized"
+            f"the weight of node {quantized[0].label!r} is quantized"
             if quantized
             else ("it has no linear node with a constant float weight")
         )
@@ -126,7 +126,7 @@ def _check_counts(
     kind = "embeddings" if first.form is Form.EMBEDDING else "linear nodes"
     raise GraphError(
         f"the graph has {len(linears)} {kind} of {first.in_features} inputs and "
-        f"{first.out_features} outputs, {_name(first)!r} among them, and the float graph "
+        f"{first.out_features} outputs, {first.label!r} among them, and the float graph "
         f"{str(twin.path)!r} has {len(floats)}: it is not the one that was quantized",
         where=Where(file=base.path, node=first.node or None),
         hint=_HINT,
@@ -136,7 +136,7 @@ def _check_counts(
 def _unlike(base: BaseGraph, twin: BaseGraph, linear: LinearNode, found: Candidates) -> GraphError:
     other = _linear(twin, found.nearest)
     return GraphError(
-        f"the weight of node {_name(linear)!r} is none of the float graph's, rounded to its grid: "
+        f"the weight of node {linear.label!r} is none of the float graph's, rounded to its grid: "
         f"the nearest is {_described(twin, other)}, on average {found.distance:.3g} steps of the "
         "grid away, expected less than 1",
         where=Where(file=base.path, tensor=linear.weight, node=linear.node or None),
@@ -179,11 +179,7 @@ def _linear(graph: BaseGraph, product: str) -> LinearNode:
     return _catalog(graph, product).linears[product]
 
 
-def _name(linear: LinearNode) -> str:
-    return linear.node or linear.product
-
-
 def _described(graph: BaseGraph, linear: LinearNode) -> str:
     """The node, and the module that it tells."""
     module = _catalog(graph, linear.product).name_of(linear.product)
-    return f"{_name(linear)!r}" + ("" if module is None else f" of module {module!r}")
+    return f"{linear.label!r}" + ("" if module is None else f" of module {module!r}")

@@ -2,7 +2,8 @@
 
 constants alone               their product, with the gains of Gemm
 a constant and an input       the input brings the strength; its default may count as well
-an input alone                its default, if that fits; else only the description tells the factor
+an input alone                its default, if that fits; else only the description tells the factor;
+                              1 is no evidence, since that is what any input has that tells nothing
 an input times a matrix       the matrix: its rows are the slots
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.base.base_graph import BaseGraph
-from lora_quant.graph.exported.branch_values import scale_values
+from lora_quant.graph.exported.branch_values import constant_factors, scale_values
 from lora_quant.graph.exported.records import FoundBranch, FoundScale, ScaleSource
 from lora_quant.graph.files.element_types import DTYPE_OF
 from lora_quant.passes.exported.readings import FloatArray, RankScales
@@ -46,9 +47,7 @@ def scale_readings(
     constants = [s for s in branch.scales if s.source is ScaleSource.CONSTANT]
     inputs = [s for s in branch.scales if s.source is ScaleSource.INPUT]
     expanded = [s for s in branch.scales if s.source is ScaleSource.EXPANDED]
-    fixed = np.full(branch.rank, branch.a.gain * branch.b.gain)
-    for scale in constants:
-        fixed = fixed * _values(graph, scale, branch.rank)
+    fixed = constant_factors(graph, branch)
     limits = ml_dtypes.finfo(DTYPE_OF[branch.a.dtype])  # type: ignore[no-untyped-call]
     plain = RankScales(
         None,
@@ -64,14 +63,16 @@ def scale_readings(
         return (replace(plain, scale=fixed * slots.factors, slots=slots.owners),)
     if not inputs:
         return (replace(plain, scale=fixed),)
-    found = []
+    told = []
     defaults = [scale_values(graph, scale) for scale in inputs]
     given = [one for one in defaults if one is not None]
     if len(given) == len(defaults):
-        found.append(
-            replace(plain, scale=fixed * math.prod(_spread(g, branch.rank) for g in given))
-        )
-    found.append(replace(plain, scale=fixed))
+        told.append(fixed * math.prod(_spread(g, branch.rank) for g in given))
+    told.append(fixed)
+    if constants:
+        found = [replace(plain, scale=values) for values in told]
+    else:
+        found = [replace(plain, scale=values) for values in told if (values != 1).any()]
     if (fixed == 1).all():
         found.append(plain)
     return tuple(found)
@@ -87,17 +88,6 @@ def run_time_inputs(branches: Sequence[FoundBranch]) -> tuple[str, ...]:
             if scale.source is not ScaleSource.CONSTANT
         )
     )
-
-
-def _values(graph: BaseGraph, scale: FoundScale, rank: int) -> FloatArray:
-    values = scale_values(graph, scale)
-    if values is None:
-        raise GraphError(
-            f"the scale {scale.tensor!r} of a branch has no values",
-            where=Where(file=graph.path, tensor=scale.tensor),
-            hint="export the graph with its weights",
-        )
-    return _spread(values, rank)
 
 
 def _spread(values: FloatArray, rank: int) -> FloatArray:

@@ -15,12 +15,20 @@ from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.exported.branch_values import weight_values
 from lora_quant.graph.exported.records import FoundBranch, FoundPoint
 from lora_quant.passes.exported.branch_scales import scale_readings
-from lora_quant.passes.exported.decide import Decision, Undecided, decide
+from lora_quant.passes.exported.decide import Decision, Undecided, decide, whatever_it_holds
 from lora_quant.passes.exported.factors import Factors
 from lora_quant.passes.exported.known_adapters import KnownAdapters
 from lora_quant.passes.exported.rank_fit import Fit
 from lora_quant.passes.exported.readings import Owner
-from lora_quant.passes.exported.refusals import Place, differs, grouped, none_fits, several_fit
+from lora_quant.passes.exported.refusals import (
+    Place,
+    differs,
+    gained,
+    grouped,
+    none_fits,
+    not_tried_out,
+    several_fit,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,11 @@ def cut_module(
 ) -> Cut:
     """Decide whose the ranks of a point's branches are; `owners` can have some.
 
-    Raises AdapterError if nothing fits, if several ways fit, or if values are not the known ones.
+    Raises AdapterError if nothing fits, if several ways fit or cannot all be tried, or if values
+    are not the known ones; GraphError for a base whose own product is scaled.
     """
+    if point.linear.gain != 1.0:
+        raise gained(place, point.linear)
     factors = [_factors(graph, branch) for branch in point.branches]
     readings = [
         scale_readings(graph, branch, _empty(pair))
@@ -63,18 +74,15 @@ def cut_module(
         return Cut(place, point.branches, factors, decision)
     if decision.fits:
         raise several_fit(place, decision.fits, owners, [ways[0] for ways in readings])
-    by_scale = decide(readings, owners, _any)
+    if decision.is_open:
+        raise not_tried_out(place, owners, [ways[0] for ways in readings])
+    by_scale = decide(readings, owners, whatever_it_holds)
     fits = by_scale.fits if isinstance(by_scale, Undecided) else (by_scale.fit,)
     for fit in fits:
         for adapter, part in _parts(place, point.branches, factors, fit):
             if not known.holds(adapter, place.module, part):
                 raise differs(place, adapter, part, known.factors(adapter))
     raise none_fits(place, owners, readings)
-
-
-def _any(owner: Owner, branch: int, begin: int) -> bool:
-    del owner, branch, begin
-    return True
 
 
 def _factors(graph: BaseGraph, branch: FoundBranch) -> Factors:

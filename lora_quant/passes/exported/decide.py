@@ -4,16 +4,26 @@ all adapters of the use case that can be at the module, in its order      that i
 exactly one other way                                                     that, with a remark
 several ways that fit equally                                             refused, unless one is
                                                                           the order of the use case
+
+An adapter with the strength 0 fits any ranks of factor 0, those of padding as well. So ranks that
+hold values are somebody's at first, and nobody's only where nothing fits otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import islice
 
-from lora_quant.passes.exported.rank_fit import Fit, Holds, arrangements, smaller_fits
+from lora_quant.passes.exported.rank_fit import (
+    Effort,
+    Fit,
+    Holds,
+    TooManyWaysError,
+    arrangements,
+    smaller_fits,
+)
 from lora_quant.passes.exported.readings import Owner, RankScales
 
 
@@ -38,29 +48,59 @@ class Decision:
 
 @dataclass(frozen=True)
 class Undecided:
-    """Several arrangements fit equally; none if there are none."""
+    """Several arrangements fit equally; none if there are none.
+
+    With `is_open`, there are too many ways to try them all.
+    """
 
     fits: tuple[Fit, ...]
+    is_open: bool = False
 
 
 def decide(
     readings: Sequence[tuple[RankScales, ...]], owners: Sequence[Owner], holds: Holds
 ) -> Decision | Undecided:
     """`readings`: the ways to read each branch of the module, see scale_readings."""
+    effort = Effort()
+    try:
+        if any(owner.strength == 0 for owner in owners):
+            strict = [tuple(replace(one, is_strict=True) for one in ways) for ways in readings]
+            decided = _decide(strict, owners, holds, effort)
+            if isinstance(decided, Decision) or decided.fits:
+                return decided
+        return _decide(readings, owners, holds, effort)
+    except TooManyWaysError:
+        return Undecided((), is_open=True)
+
+
+def _decide(
+    readings: Sequence[tuple[RankScales, ...]],
+    owners: Sequence[Owner],
+    holds: Holds,
+    effort: Effort,
+) -> Decision | Undecided:
     for gaps in (False, True):
         for branches in _in_turn(readings):
             is_told = all(branch.scale is not None for branch in branches)
-            fits = tuple(islice(arrangements(branches, owners, holds, gaps=gaps), 2))
+            ways = arrangements(branches, owners, holds, gaps=gaps, effort=effort)
+            fits = tuple(islice(ways, 2))
             if fits:
                 return _of_all(fits, owners, is_told)
         for branches in _in_turn(readings):
             is_told = all(branch.scale is not None for branch in branches)
-            smaller = tuple(islice(smaller_fits(branches, owners, holds, gaps=gaps), 3))
+            ways = smaller_fits(branches, owners, holds, gaps=gaps, effort=effort)
+            smaller = tuple(islice(ways, 3))
             if smaller:
                 remark = Remark.NOT_ALL if owners else None
                 one = len(smaller) == 1
                 return Decision(smaller[0], is_told, remark) if one else Undecided(smaller)
     return Undecided(())
+
+
+def whatever_it_holds(owner: Owner, branch: int, begin: int) -> bool:
+    """For `holds` of `decide`: ranks and scales alone decide, no factors."""
+    del owner, branch, begin
+    return True
 
 
 def _of_all(fits: tuple[Fit, ...], owners: Sequence[Owner], is_told: bool) -> Decision | Undecided:

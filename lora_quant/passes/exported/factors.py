@@ -140,9 +140,7 @@ class WeightsDescribed:
 
     def names(self, modules: Sequence[str]) -> dict[str, str]:
         """Module of a graph -> module of the checkpoint."""
-        table = NameTable(modules)
-        found = {module: table.find(module) for module in self.adapter.shapes}
-        return {names[0]: module for module, names in found.items() if len(names) == 1}
+        return names_in_graph(self.adapter, modules)
 
     def settings(self, modules: Sequence[str]) -> Mapping[str, Setting]:
         """See Described."""
@@ -156,6 +154,13 @@ class WeightsDescribed:
         """See Described."""
         del modules, law
         return self.adapter.checkpoint.config
+
+
+def names_in_graph(adapter: Adapter, modules: Sequence[str]) -> dict[str, str]:
+    """Module of a graph -> module of the adapter's files, where just one of `modules` can be it."""
+    table = NameTable(modules)
+    found = {module: table.find(module) for module in adapter.shapes}
+    return {names[0]: module for module, names in found.items() if len(names) == 1}
 
 
 def same(one: Array, other: Array) -> bool:

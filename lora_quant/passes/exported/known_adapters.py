@@ -25,7 +25,7 @@ from lora_quant.passes.exported.factors import (
 )
 from lora_quant.passes.exported.rank_fit import Fit
 from lora_quant.passes.exported.readings import Law, Owner
-from lora_quant.passes.exported.remarks import law_note
+from lora_quant.passes.exported.remarks import law_note, never_on_note
 
 
 class KnownAdapters:
@@ -35,6 +35,7 @@ class KnownAdapters:
         self._described = described
         self._factors: dict[str, KnownFactors] = {}
         self._laws: dict[str, frozenset[Law]] = {}
+        self._on: set[str] = set()
         self._fresh: dict[str, GraphFactors] = {}
         self._spill = SpillFile()
 
@@ -78,7 +79,8 @@ class KnownAdapters:
             possible = self._laws.get(name, frozenset(setting.laws))
             laws = {law: scale for law, scale in setting.laws.items() if law in possible}
             strength = float(use_case.adapter_alphas[slot])
-            owners.append(Owner(name, setting.rank, laws, strength, slot))
+            is_known = known is not None
+            owners.append(Owner(name, setting.rank, laws, strength, slot, is_known))
         return owners
 
     def holds(self, adapter: str, module: str, part: Factors) -> bool:
@@ -139,6 +141,8 @@ class KnownAdapters:
                     where=self._described[name].where,
                     hint="export the graph with this adapter, or take it out of adapter_names",
                 )
+            if use_case.adapter_alphas[use_case.adapter_names.index(name)] != 0:
+                self._on.add(name)
         self._factors.update(self._fresh)
 
     def checkpoints(self) -> tuple[dict[str, Checkpoint], tuple[Finding, ...]]:
@@ -149,6 +153,8 @@ class KnownAdapters:
             if not isinstance(known, GraphFactors):
                 continue
             described, laws = self._described[name], self._laws[name]
+            if name not in self._on:
+                findings.append(never_on_note(name, described.where))
             law = Law.LORA if Law.LORA in laws else Law.RSLORA
             if law is Law.RSLORA and isinstance(described, DeclaredDescribed):
                 findings.append(law_note(name, described.where))

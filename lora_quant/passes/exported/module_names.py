@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_quant.errors import AttachPointError, Where, some
+from lora_quant.errors import AttachPointError, GraphError, Where, some
 from lora_quant.graph.attach.catalog import LinearCatalog, NodeCatalog, attach_map
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.exported.records import Correspondence, ExportedGraph, FoundPoint
@@ -50,8 +50,18 @@ class ModuleNames:
     def module_of(
         self, exported: ExportedGraph, correspondence: Correspondence, point: FoundPoint
     ) -> str:
-        """Raises AttachPointError for a node without a module, and for two nodes of one."""
-        product = correspondence.tensors[point.linear.product]
+        """Raises AttachPointError for a node without a module, and for two nodes of one.
+
+        GraphError for a branch that no output needs: nothing of the base was held against it.
+        """
+        product = correspondence.tensors.get(point.linear.product)
+        if product is None:
+            node = point.linear.node or point.linear.product
+            raise GraphError(
+                f"{node!r} has a branch, and no output of the graph needs what it gives",
+                where=Where(file=exported.graph.path, node=node),
+                hint="export base and use cases without unused nodes, or with their outputs",
+            )
         module = self._modules.get(product)
         if module is None:
             module = self._named(product) or _own(exported, point)
@@ -129,13 +139,14 @@ def _own(exported: ExportedGraph, point: FoundPoint) -> str | None:
     kind: NodeCatalog = catalog.embeddings if point.linear.form is Form.EMBEDDING else catalog
     name = kind.name_of(point.linear.product) if point.linear.product in kind.paths else None
     if name is not None:
-        return _unwrapped(name)
+        return unwrapped(name)
     for branch in point.branches:
         wrapped = kind.name_of(branch.a.product) if branch.a.product in kind.paths else None
         if wrapped is not None and _WRAPPED.search(wrapped):
-            return _unwrapped(wrapped)
+            return unwrapped(wrapped)
     return None
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """The path of a module without the levels that PEFT's wrapper adds."""
     return _WRAPPED.sub("", name).removeprefix(_WRAPPER)

@@ -6,6 +6,8 @@
 
 An adapter's ranks lie side by side in one branch. Ranks of nobody have no effect: they lie at the
 end of a branch, or, where `gaps` allows it, between adapters as well.
+
+Ways multiply with every adapter that looks like another one: what is tried has a limit.
 """
 
 from __future__ import annotations
@@ -19,6 +21,28 @@ from lora_quant.passes.exported.records import AdapterRanks
 
 # whether an adapter whose factors are known has them at these ranks: branch, first rank
 Holds = Callable[[Owner, int, int], bool]
+
+# Some tenths of a second; a module with less than ten adapters takes far less.
+_MOST_TRIED = 20_000
+# Each is a level of recursion, of which Python has a thousand.
+_MOST_PARTS = 256
+
+
+class TooManyWaysError(Exception):
+    """More would have to be tried than one module is worth."""
+
+
+class Effort:
+    """How much may still be tried at one module."""
+
+    def __init__(self, most: int = _MOST_TRIED) -> None:
+        self._left = most
+
+    def spend(self, count: int = 1) -> None:
+        """Raises TooManyWaysError once nothing is left."""
+        self._left -= count
+        if self._left < 0:
+            raise TooManyWaysError
 
 
 @dataclass(frozen=True)
@@ -35,11 +59,23 @@ class Fit:
 
 
 def arrangements(
-    branches: Sequence[RankScales], owners: Sequence[Owner], holds: Holds, *, gaps: bool
+    branches: Sequence[RankScales],
+    owners: Sequence[Owner],
+    holds: Holds,
+    *,
+    gaps: bool,
+    effort: Effort | None = None,
 ) -> Iterator[Fit]:
-    """All arrangements in which every owner has ranks, those in the given order first."""
+    """All arrangements in which every owner has ranks, those in the given order first.
+
+    Raises TooManyWaysError where they cannot be tried within `effort`.
+    """
+    effort = effort or Effort()
+    effort.spend()
     if not _adds_up(branches, owners):
         return
+    if len(branches) + len(owners) > _MOST_PARTS:
+        raise TooManyWaysError
     dead: set[tuple[int, int, frozenset[str]]] = set()
 
     def place(
@@ -49,44 +85,63 @@ def arrangements(
             if not left:
                 yield _fit(branches, taken)
             return
-        state = (branch, at, frozenset(owner.adapter for owner in left))
-        if state in dead:
-            return
-        found = False
-        for number, owner in enumerate(left):
-            scales = branches[branch]
-            if scales.fitting(owner, at) and holds(owner, branch, at):
-                rest = left[:number] + left[number + 1 :]
-                here = (*taken, (branch, at, owner))
-                for fit in place(branch, at + owner.rank, rest, here):
+        names = frozenset(owner.adapter for owner in left)
+        scales = branches[branch]
+        passed = []
+        while (branch, at, names) not in dead:
+            passed.append((branch, at, names))
+            found = False
+            for number, owner in enumerate(left):
+                effort.spend()
+                if scales.fitting(owner, at) and holds(owner, branch, at):
+                    rest = left[:number] + left[number + 1 :]
+                    here = (*taken, (branch, at, owner))
+                    for fit in place(branch, at + owner.rank, rest, here):
+                        found = True
+                        yield fit
+            if not found and scales.adds_nothing(at):
+                for fit in place(branch + 1, 0, left, taken):
                     found = True
                     yield fit
-        if not found and branches[branch].adds_nothing(at):
-            for fit in place(branch + 1, 0, left, taken):
-                found = True
-                yield fit
-        if not found and gaps and _is_idle(branches[branch], at):
-            for fit in place(branch, at + 1, left, taken):
-                found = True
-                yield fit
-        if not found:
-            dead.add(state)
+            if found:
+                return
+            if not gaps or not _is_idle(scales, at):
+                break
+            at += 1
+        dead.update(passed)
 
     yield from place(0, 0, tuple(owners), ())
 
 
 def smaller_fits(
-    branches: Sequence[RankScales], owners: Sequence[Owner], holds: Holds, *, gaps: bool
+    branches: Sequence[RankScales],
+    owners: Sequence[Owner],
+    holds: Holds,
+    *,
+    gaps: bool,
+    effort: Effort | None = None,
 ) -> Iterator[Fit]:
     """Arrangements of some of the owners, larger choices first.
 
-    For each choice the one in the given order, or else up to two.
+    Those without an owner that is known to have ranks only where no other one fits. For each choice
+    the one in the given order, or else up to two. Raises TooManyWaysError as `arrangements` does.
     """
-    for count in range(len(owners) - 1, -1, -1):
-        for chosen in combinations(owners, count):
-            fits = tuple(islice(arrangements(branches, chosen, holds, gaps=gaps), 2))
-            is_listed = fits and fits[0].order == tuple(owner.adapter for owner in chosen)
-            yield from fits[:1] if is_listed else fits
+    effort = effort or Effort()
+    known = [owner for owner in owners if owner.is_known]
+    fitted = False
+    for with_known in (True, False) if known else (True,):
+        for count in range(len(owners) - 1, -1, -1):
+            for chosen in combinations(owners, count):
+                effort.spend()
+                if all(owner in chosen for owner in known) is not with_known:
+                    continue
+                ways = arrangements(branches, chosen, holds, gaps=gaps, effort=effort)
+                fits = tuple(islice(ways, 2))
+                is_listed = fits and fits[0].order == tuple(owner.adapter for owner in chosen)
+                fitted = fitted or bool(fits)
+                yield from fits[:1] if is_listed else fits
+        if fitted:
+            return
 
 
 def _adds_up(branches: Sequence[RankScales], owners: Sequence[Owner]) -> bool:

@@ -18,6 +18,8 @@ from lora_quant.errors import GraphError, Where
 from lora_quant.findings import Finding
 from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.graph.exported.compare import compare_with_base
+from lora_quant.graph.exported.comparison.trunk import trunk_of
+from lora_quant.graph.exported.factors_as_read import factors_as_read
 from lora_quant.graph.exported.recognise import recognise_branches
 from lora_quant.graph.exported.records import Correspondence, ExportedGraph, NearBranch
 from lora_quant.graph.records import Form
@@ -45,7 +47,7 @@ class ExportedReader:
         names: ModuleNames,
         near_in_base: Sequence[NearBranch],
     ) -> None:
-        self._base = base
+        self._base = trunk_of(base, {})
         self._described = described
         self._names = names
         self._near_base = {one.node for one in near_in_base}
@@ -107,8 +109,11 @@ class ExportedReader:
             model=use_case.model,
             branches=tuple(branches),
             base_names=correspondence.tensors,
+            same_names=correspondence.same,
+            other_names=correspondence.left_out,
             h={m: point.h for m, point in zip(modules, exported.points, strict=True)},
             y={m: point.y for m, point in zip(modules, exported.points, strict=True)},
+            as_read=factors_as_read(exported),
             data_files=exported.graph.model.data_files,
         )
 

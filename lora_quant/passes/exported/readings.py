@@ -29,6 +29,7 @@ class Owner:
     """An adapter that may own ranks at one module, as its description and the use case say.
 
     `laws`: what the scale can be, by law; one where it is known. `slot`: its place in the use case.
+    `is_known`: its factors are known, and it has some at this module.
     """
 
     adapter: str
@@ -36,6 +37,7 @@ class Owner:
     laws: dict[Law, float]
     strength: float
     slot: int
+    is_known: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class RankScales:
     `empty`: ranks whose row of A or column of B is zero. `at_run_time`: an input multiplies as
     well, and may bring the strength. `slots`: the slot of each rank (-1: of none) where the graph
     tells it. `tolerance` (relative) and `floor` (absolute): what the roundings of the constants to
-    their type can amount to.
+    their type can amount to. `is_strict`: a factor of 0 alone does not make a rank nobody's.
     """
 
     scale: FloatArray | None
@@ -54,6 +56,7 @@ class RankScales:
     slots: NDArray[np.intp] | None = None
     tolerance: float = 0.0
     floor: float = 0.0
+    is_strict: bool = False
 
     @property
     def rank(self) -> int:
@@ -62,8 +65,8 @@ class RankScales:
 
     @property
     def idle(self) -> NDArray[np.bool_]:
-        """Ranks that add nothing, whatever is fed."""
-        if self.scale is None or self.at_run_time:
+        """Ranks that can be nobody's: they add nothing, whatever is fed."""
+        if self.scale is None or self.at_run_time or self.is_strict:
             return self.empty
         return np.asarray(self.empty | (self.scale == 0))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lora_quant.adapters.files.checkpoint import Checkpoint
 from lora_quant.graph.exported.records import FoundBranch
 from lora_quant.graph.files.external_data import DataFile
+from lora_quant.graph.records import LinearNode
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,22 @@ class ExportedUseCase:
     """One use case's graph.
 
     `branches` in graph order; several of one module are chained. `base_names`: tensor of this graph
-    -> tensor of the base, for all that both have. `h` and `y`: module -> name in this graph of the
-    base's own output, and of the last sum. `data_files` hold its external data.
+    -> tensor of the base, for all that both have; `same_names`: other tensor -> the one that has
+    its values; `other_names`: what the base has no counterpart of. `h` and `y`: module -> name in
+    this graph of the base's own output, and of the last sum. `as_read`: weight of a branch -> its
+    node as it reads another tensor, which a Transpose or Cast makes of it. `data_files` hold its
+    external data.
     """
 
     name: str
     model: Path
     branches: tuple[ExportedBranch, ...]
     base_names: Mapping[str, str]
+    same_names: Mapping[str, str]
+    other_names: frozenset[str]
     h: Mapping[str, str]
     y: Mapping[str, str]
+    as_read: Mapping[str, LinearNode] = field(default_factory=dict)
     data_files: tuple[DataFile, ...] = ()
 
 

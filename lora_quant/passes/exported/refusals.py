@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_quant.errors import AdapterError, Where
-from lora_quant.passes.exported.decide import Decision, decide
+from lora_quant.errors import AdapterError, GraphError, Where
+from lora_quant.graph.records import LinearNode
+from lora_quant.passes.exported.decide import Decision, decide, whatever_it_holds
 from lora_quant.passes.exported.factors import Factors, KnownFactors, distance, same
 from lora_quant.passes.exported.rank_fit import Fit
 from lora_quant.passes.exported.readings import FloatArray, Law, Owner, RankScales
@@ -44,6 +45,20 @@ def several_fit(
     )
 
 
+def not_tried_out(
+    place: Place, owners: Sequence[Owner], branches: Sequence[RankScales]
+) -> AdapterError:
+    """The adapters do not fit in their order, and there are too many other ways."""
+    return AdapterError(
+        f"the ranks of module {place.module!r} are not those of the {len(owners)} adapters in the "
+        "order of the use case, and there are too many other ways to try them all: "
+        f"{_expected(owners)}; the graph has {_found(branches)}",
+        where=place.where(),
+        hint="correct rank and alpha of the adapters, and list for each of them the modules that "
+        "it has, in target_modules: what fits in the order of adapter_names is found at once",
+    )
+
+
 def none_fits(
     place: Place, owners: Sequence[Owner], readings: Sequence[tuple[RankScales, ...]]
 ) -> AdapterError:
@@ -57,7 +72,7 @@ def none_fits(
             hint="add the module to target_modules of its adapter, or the adapter to "
             "adapter_names; if it goes by another name, say so in `attach_point_onnx_mapping`",
         )
-    by_rank = decide([(replace(one, scale=None),) for one in branches], owners, _any)
+    by_rank = decide([(replace(one, scale=None),) for one in branches], owners, whatever_it_holds)
     if not isinstance(by_rank, Decision) or not by_rank.fit.order:
         return AdapterError(
             f"the ranks of module {place.module!r} do not add up: {_expected(owners)}; the graph "
@@ -83,6 +98,16 @@ def grouped(place: Place, adapter: str) -> AdapterError:
         "padding",
         where=place.where(adapter),
         hint="export the adapters of grouped convolutions in branches of their own",
+    )
+
+
+def gained(place: Place, linear: LinearNode) -> GraphError:
+    """The base's own product is scaled, and the branches beside it are not."""
+    return GraphError(
+        f"the base's own node of module {place.module!r} is a Gemm with alpha {linear.gain:g}, "
+        "expected 1: a factor of the base alone is not part of what its branches add",
+        where=replace(place.where(), node=linear.node or linear.product),
+        hint="export base and use cases with that alpha multiplied into the base's weight",
     )
 
 
@@ -139,7 +164,7 @@ def _wrong_scale(
     others = [one for one in Law if one not in owner.laws]
     earlier = ""
     if len(owner.laws) == 1 and others:
-        earlier = f" (the scale of this adapter is {law.value} at other modules)"
+        earlier = f" (that it is {law.value}, its description says or what was read before)"
     expected = " or ".join(
         dict.fromkeys(f"{factor:g}" for one in owner.laws for factor in scales.factors(owner, one))
     )
@@ -148,13 +173,9 @@ def _wrong_scale(
         f"{law.value} = {scale:g}, strength {strength:g}{earlier}",
         where=where,
         hint="correct alpha or rank in the adapter's description, or adapter_alphas of the use "
-        "case; they have to be those that the graph was exported with",
+        f"case{' or of one before it' if earlier else ''}; they have to be those that the graphs "
+        "were exported with",
     )
-
-
-def _any(owner: Owner, branch: int, begin: int) -> bool:
-    del owner, branch, begin
-    return True
 
 
 def _values(got: FloatArray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings.files import read_encodings
@@ -16,8 +16,8 @@ from lora_quant.passes.exported.readings import Law, Owner
 
 _REMARKS = {
     Remark.ORDER_ASSUMED: (
-        "ranks of adapters that look alike (equal rank and scale) were taken in the order of "
-        "adapter_names, as PEFT puts them",
+        "ranks of adapters that look alike (equal rank, and scale where the graph tells it) were "
+        "taken in the order of adapter_names, as PEFT puts them",
         "a use case with one of the adapters alone, and a graph of its own, would confirm it",
     ),
     Remark.OTHER_ORDER: (
@@ -52,10 +52,10 @@ class Remarks:
         """One module that was decided; AdapterError if the input's grid excludes its factor."""
         if decision.remark is not None:
             self._by_remark[decision.remark].append(module)
-        if decision.is_told:
+        placed = set(decision.fit.order)
+        if decision.is_told or _is_plain(owners, placed):
             return
         self._untold.append(module)
-        placed = set(decision.fit.order)
         for tensor in run_time_inputs(branches):
             self._inputs[tensor] = None
             for owner in owners:
@@ -94,7 +94,10 @@ class Remarks:
                 found.append(
                     Finding(
                         rule=f"exported/{remark.value}",
-                        severity=Severity.NOTE,
+                        # An order that nothing confirms may be wrong.
+                        severity=Severity.WARNING
+                        if remark is Remark.ORDER_ASSUMED
+                        else Severity.NOTE,
                         message=f"{message}: {some(modules)}",
                         where=where,
                         hint=hint,
@@ -136,6 +139,11 @@ class Remarks:
         return self._grids
 
 
+def _is_plain(owners: Sequence[Owner], placed: Set[str]) -> bool:
+    """Whether no adapter has a factor of its own that the graph could have told."""
+    return all(set(o.laws.values()) == {1.0} for o in owners if o.adapter in placed)
+
+
 def law_note(adapter: str, where: Where) -> Finding:
     """A description that cannot tell rsLoRA, and graphs that can be read in no other way."""
     return Finding(
@@ -144,5 +152,19 @@ def law_note(adapter: str, where: Where) -> Finding:
         message=f"the scales of adapter {adapter!r} are {Law.RSLORA.value} in all graphs: it was "
         "taken as rsLoRA, which its description cannot tell",
         where=where,
-        hint="a PEFT adapter_config.json with use_rslora says it",
+        hint="a PEFT adapter_config.json with use_rslora says it; if the adapter is plain LoRA, "
+        "alpha or adapter_alphas are off by sqrt(r)",
+    )
+
+
+def never_on_note(adapter: str, where: Where) -> Finding:
+    """A strength of 0 makes any scale 0: the graphs confirm nothing."""
+    return Finding(
+        rule="exported/never-on",
+        severity=Severity.NOTE,
+        message=f"adapter {adapter!r} has the strength 0 in all use cases with graphs of their "
+        "own: its lora_alpha / r is known from its description only, and its ranks, where several "
+        "adapters share a branch, from their places",
+        where=where,
+        hint="a use case with another strength, and a graph of its own, would confirm both",
     )

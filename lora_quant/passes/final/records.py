@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_quant.graph.exported.records import FoundBranch
+from lora_quant.graph.exported.verbatim import VerbatimGraphs
 from lora_quant.graph.files.external_data import DataFile
 
 StrengthLayout = Literal["slot", "rank", "one"]
@@ -41,7 +42,8 @@ class GivenGraph:
     placed. described: adapters that no use case places. data_files: those of use cases' own graphs,
     by use case. found: the branches by the name of their attach point, None before they are looked
     for. alpha_layout: that of the input for strengths, "one" if it has a single value for all
-    slots. is_neutral: whether the graph as it is computes the base.
+    slots. is_neutral: whether the graph as it is computes the base. opened: opens the graphs of
+    `stored`.
     """
 
     stored: Mapping[str, Path]
@@ -50,3 +52,4 @@ class GivenGraph:
     found: Mapping[str, FoundBranch] | None = None
     alpha_layout: StrengthLayout = "slot"
     is_neutral: bool = False
+    opened: VerbatimGraphs = field(default_factory=VerbatimGraphs)

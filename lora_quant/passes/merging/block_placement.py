@@ -13,7 +13,6 @@ from lora_quant.encodings.convert import TensorFacts, resolve
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.graph.records import Branch, TensorRecord
 from lora_quant.passes.merging.contributions import Contribution
-from lora_quant.passes.merging.weight_ranges import channel_axes
 
 
 def resolved_blocks(given: Encoding, record: TensorRecord, axis: int, channels: int) -> Encoding:
@@ -26,7 +25,7 @@ def resolved_blocks(given: Encoding, record: TensorRecord, axis: int, channels: 
 def placed_blocks(given: Encoding, branch: Branch, items: tuple[Contribution, ...]) -> Encoding:
     """Move the blocks along the ranks of B to the slots; an adapter must not end inside one."""
     size = given.block_size or 1
-    axis = channel_axes(branch)[1]
+    axis = branch.channel_axes[1]
     if given.channels is None:
         channels = branch.b_weight.shape[axis]
         shape = list(branch.b_weight.shape)

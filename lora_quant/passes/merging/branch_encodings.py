@@ -23,7 +23,6 @@ from lora_quant.graph.records import Branch, Form
 from lora_quant.passes.merging.collected import Sources, UseCaseEncodings
 from lora_quant.passes.merging.contributions import Contribution
 from lora_quant.passes.merging.factor_grids import fitted, ranks_of, scaled_unless_one
-from lora_quant.passes.merging.weight_ranges import channel_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ class BranchFitter:
         """
         name = (branch.a_weight if is_a else branch.b_weight).name
         low, high = self.sources.ranges.low[name], self.sources.ranges.high[name]
-        axis: int | None = channel_axes(branch)[0 if is_a else 1]
+        axis: int | None = branch.channel_axes[0 if is_a else 1]
         bits, is_symmetric = self.sources.compilation.options.weight_bits, True
         is_whole = is_a and branch.attach.linear.form is Form.EMBEDDING
         if given is not None and given.scale is not None and given.block_size is None:

@@ -19,7 +19,7 @@ from lora_quant.encodings.products import sum_of, times
 from lora_quant.encodings.union import union
 from lora_quant.errors import EncodingsError, Where, some
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.records import Branch, BranchedGraph
+from lora_quant.graph.records import Branch, BranchedGraph, LinearNode
 from lora_quant.passes.merging.contributions import Contribution
 from lora_quant.passes.merging.exported_names import names_of_l, names_of_m
 from lora_quant.passes.merging.exported_pieces import Piece, Pieces
@@ -31,15 +31,15 @@ from lora_quant.passes.merging.exported_weights import (
     is_combined,
     resolved_weights,
 )
-from lora_quant.passes.merging.weight_ranges import channel_axes
 
 
 @dataclass(eq=False)
 class ExportedGrids:
-    """Packs the grids of one file. `where` is the place of the file."""
+    """Packs the grids of one file; `where` is its place, `as_read` that of resolved_weights."""
 
     file: EncodingFile
     where: Where
+    as_read: Mapping[str, LinearNode]
     united: list[str] = field(default_factory=list)
     summed: list[str] = field(default_factory=list)
 
@@ -93,11 +93,11 @@ class ExportedGrids:
             ((number, own) for number, piece in enumerate(pieces) for own in piece.ranks),
             key=lambda placed: order[placed[1].item.slot, placed[1].item.part],
         )
-        for is_a, axis in zip((True, False), channel_axes(branch), strict=True):
+        for is_a, axis in zip((True, False), branch.channel_axes, strict=True):
             record = branch.a_weight if is_a else branch.b_weight
             linears = [piece.found.a if is_a else piece.found.b for piece in pieces]
             try:
-                told = resolved_weights(self.file, linears)
+                told = resolved_weights(self.file, linears, self.as_read)
                 if not all(linear.weight in told for linear in linears):
                     continue
                 grids = [in_our_layout(told[linear.weight], record, axis) for linear in linears]

@@ -4,7 +4,8 @@ What a name is, its branches and its correspondence with the base tell; no spell
 
     A, B, a = A x, m, l of a branch      those of ours at the same module; several if it is chained
     h, y = the last sum                  the base's own output, which has another name, and the old
-    what lies between, scales            known, without a counterpart
+    another name of the same values      what that tensor is, where the file lacks it
+    what lies between, scales, unread    known, without a counterpart
     any other tensor                     the one of the base that it corresponds to
 """
 
@@ -44,8 +45,9 @@ class ExportedNames:
         self.pieces = pieces_of(exported, compilation)
         self.scale = names.scale
         self.other_strengths: set[str] = set()
-        for branch in exported.branches:
-            self._add_unclaimed(branch.found)
+        self.as_read = exported.as_read
+        for name in exported.other_names:
+            self._meant[name] = []
         outputs = self._outputs(exported, names.base_side)
         for name, tensor in exported.base_names.items():
             if name not in outputs:
@@ -56,27 +58,22 @@ class ExportedNames:
             # A merged graph has no branches.
             for piece in found if point in self._branches else ():
                 self._add_branch(self._branches[point], piece)
+        self._same = exported.same_names
+        for name, tensor in self._same.items():
+            self._meant[name] = self._meant.get(tensor, [])
 
     def translate(self, names: Iterable[str]) -> Translation:
-        """Translate the names of one file; where several mean one tensor, the first counts."""
+        """Translate the names of one file.
+
+        Where several mean one tensor, the first counts that is not another name of the same values.
+        """
+        given = list(names)
         found: dict[str, str] = {}
-        unknown: list[str] = []
-        for name in names:
-            if name not in self._meant:
-                unknown.append(name)
+        for name in sorted(given, key=self._same.__contains__):
             for tensor in self._meant.get(name, ()):
                 found.setdefault(tensor, name)
-        return Translation(names=found, unknown=tuple(unknown), several={})
-
-    def _add_unclaimed(self, found: FoundBranch) -> None:
-        """Everything that belongs to a branch is known, whether or not it has a counterpart."""
-        names = [found.a.weight, found.b.weight, found.a.product, found.b.product]
-        names += [found.l, found.h, found.y, *found.relayouts]
-        for scale in found.scales:
-            names += [scale.operand, scale.tensor, scale.expansion, scale.output]
-        for name in names:
-            if name:
-                self._meant[name]
+        unknown = tuple(name for name in given if name not in self._meant)
+        return Translation(names=found, unknown=unknown, several={})
 
     def _outputs(
         self, exported: ExportedUseCase, base_side: Mapping[str, str]
@@ -104,8 +101,10 @@ class ExportedNames:
 
     def _add_branch(self, ours: Branch, piece: Piece) -> None:
         found = piece.found
-        self._meant[found.a.weight].append(ours.a_weight.name)
-        self._meant[found.b.weight].append(ours.b_weight.name)
+        for linear, weight in ((found.a, ours.a_weight), (found.b, ours.b_weight)):
+            self._meant[linear.weight].append(weight.name)
+            if linear.weight in self.as_read:
+                self._meant[self.as_read[linear.weight].weight].append(weight.name)
         self._meant[found.a.product].append(ours.a)
         for name in names_of_l(found):
             self._meant[name].append(ours.l)

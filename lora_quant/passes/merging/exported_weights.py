@@ -8,7 +8,7 @@ A block of B that two adapters share has one scale for both, and cannot be taken
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_quant.encodings import aimet_1_0_0
@@ -32,15 +32,26 @@ Placed = tuple[int, PieceRanks]
 """The number of a piece, and ranks of it."""
 
 
-def resolved_weights(file: EncodingFile, linears: Iterable[LinearNode]) -> dict[str, Encoding]:
-    """The grids that the file tells of the weights of nodes, by its own names.
+def resolved_weights(
+    file: EncodingFile, linears: Iterable[LinearNode], as_read: Mapping[str, LinearNode]
+) -> dict[str, Encoding]:
+    """The grids that the file tells of the weights of nodes, by the names of the weights.
+
+    `as_read`: weight -> its node as it reads what a change of layout or type makes of the weight,
+    which is the tensor of the grid where the file has none of the weight itself.
 
     Channels and blocks are told apart by the nodes: blocks come as `[channels, blocks]`, and one
     entry of 0.6.1 is a channel where the file's header says so. Raises EncodingsError, naming the
     tensor, for a grid of another shape.
     """
-    facts = {one.weight: _facts(one) for one in linears if one.weight in file.encodings}
-    weights = {name: file.encodings[name] for name in facts}
+    facts: dict[str, TensorFacts] = {}
+    weights: dict[str, Encoding] = {}
+    for linear in linears:
+        read = as_read.get(linear.weight, linear)
+        told = linear if linear.weight in file.encodings else read
+        if told.weight in file.encodings:
+            facts[linear.weight] = _facts(told)
+            weights[linear.weight] = file.encodings[told.weight]
     alone = EncodingFile(file.version, weights, frozenset(weights), file.header)
     return dict(convert(alone, aimet_1_0_0.VERSION, facts).encodings)
 

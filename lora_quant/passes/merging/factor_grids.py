@@ -13,7 +13,6 @@ from lora_quant.graph.records import Branch, TensorRecord
 from lora_quant.passes.merging.block_placement import placed_blocks, resolved_blocks
 from lora_quant.passes.merging.collected import UseCaseEncodings
 from lora_quant.passes.merging.contributions import Contribution
-from lora_quant.passes.merging.weight_ranges import channel_axes
 
 
 def fitted(
@@ -32,7 +31,7 @@ def fitted(
     fit the adapters.
     """
     record = branch.a_weight if is_a else branch.b_weight
-    axis = channel_axes(branch)[0 if is_a else 1]
+    axis = branch.channel_axes[0 if is_a else 1]
     try:
         own: Encoding | None = given
         if not (on_our_graph and _is_whole(given, record, axis)):
@@ -74,7 +73,7 @@ def _fit_a(
         return None
     if given.granularity is Granularity.PER_TENSOR or given.scale is None:
         return given
-    axis = channel_axes(branch)[0]
+    axis = branch.channel_axes[0]
     total = branch.a_weight.shape[axis]
     ranks = ranks_of(items)
     if given.block_size is not None and given.channels is None:
@@ -113,7 +112,7 @@ def _fit_b(
     None if that is not one number for all of B, or a module is off: then B is not the one that the
     file speaks of.
     """
-    channels = branch.b_weight.shape[channel_axes(branch)[1]]
+    channels = branch.b_weight.shape[branch.channel_axes[1]]
     if given.channels not in (None, channels):
         raise EncodingsError(
             f"lora_B has {given.channels} scales per channel, the module has {channels} output "

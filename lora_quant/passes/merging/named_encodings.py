@@ -14,7 +14,7 @@ from lora_quant.encodings import aimet_1_0_0
 from lora_quant.encodings.convert import TensorFacts, convert
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
-from lora_quant.errors import Where, some
+from lora_quant.errors import EncodingsError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.graph.records import BranchedGraph
 from lora_quant.passes.compilation import Compilation
@@ -22,7 +22,6 @@ from lora_quant.passes.merging.contributions import Contribution
 from lora_quant.passes.merging.exported_grids import ExportedGrids
 from lora_quant.passes.merging.exported_names import ExportedNames
 from lora_quant.passes.merging.tensor_names import TensorNames, Translation
-from lora_quant.passes.merging.weight_ranges import channel_axes
 
 _Active = Mapping[str, tuple[Contribution, ...]]
 
@@ -53,7 +52,8 @@ def named_encodings(
 ) -> NamedEncodings:
     """The content of `file`; `active` is what the use case contributes to each attach point.
 
-    Raises EncodingsError, naming the tensor, for grids that do not fit the use case's graph.
+    Raises EncodingsError, naming the tensor, for grids that do not fit the use case's graph, and
+    for a file that knows another graph's branches alone.
     """
     branched: BranchedGraph = compilation.having("branched")
     where = Where(file=use_case.encodings, use_case=use_case.name)
@@ -65,8 +65,10 @@ def named_encodings(
         encodings.update(_one_rank_weights(file, encodings, branched, active))
         is_ours = own.is_ours(translation.names.values())
         return NamedEncodings(encodings, is_ours, tuple(findings))
-    grids = ExportedGrids(file, where)
+    grids = ExportedGrids(file, where, own.as_read)
     packed = grids.packed(branched, own.pieces, active)
+    if own.pieces and not packed and translation.unknown:
+        raise _of_another_graph(translation, where)
     for branch in branched.branches:
         for tensor in (branch.a_weight.name, branch.b_weight.name, branch.a, branch.m, branch.l):
             encodings.pop(tensor, None)
@@ -89,7 +91,7 @@ def _one_rank_weights(
         # With more entries it tells the padded weight's channels, and cannot be taken for another.
         has_one = given is not None and given.step_scale.size == 1
         if has_one and sum(item.rank for item in items) == 1:
-            axis = channel_axes(branch)[0]
+            axis = branch.channel_axes[0]
             shape = tuple(1 if i == axis else size for i, size in enumerate(record.shape))
             facts[record.name] = TensorFacts(shape, axis, 1 - axis)
     weights = {name: encodings[name] for name in facts}
@@ -116,6 +118,17 @@ def _reading_findings(translation: Translation, where: Where) -> Iterator[Findin
             hint="adapters that are chained in the use case's graph have no common grid here; "
             "name that graph as the use case's `model_name`",
         )
+
+
+def _of_another_graph(translation: Translation, where: Where) -> EncodingsError:
+    return EncodingsError(
+        "no branch of the use case's graph has an encoding in its file, and "
+        f"{len(translation.unknown)} of the file's entries belong to no tensor of that graph: "
+        f"{some(translation.unknown)}",
+        where=where,
+        hint="give the encodings that were calibrated on this graph; are the files of two use "
+        "cases exchanged?",
+    )
 
 
 def _other_strengths(file: EncodingFile, names: ExportedNames, where: Where) -> Iterator[Finding]:

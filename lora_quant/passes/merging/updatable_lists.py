@@ -32,6 +32,8 @@ def updatable_findings(
     """
     path = use_case.updatable_tensors_file()
     if path is None:
+        if use_case.quant_updatable_tensors is not None:
+            yield _no_list(use_case)
         return
     given = names.translate(read_tensor_list(path))
     where = Where(file=path, use_case=use_case.name)
@@ -68,6 +70,17 @@ def read_tensor_list(path: Path) -> tuple[str, ...]:
             "the list of tensors is not UTF-8 text", where=Where(file=path)
         ) from error
     return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _no_list(use_case: UseCaseInputConfig) -> Finding:
+    """The format lets a file be missing; that it is may still be a slip."""
+    return Finding(
+        rule="updatable/no-list",
+        severity=Severity.NOTE,
+        message="the list of tensors does not exist: the mode alone says which may change",
+        where=Where(file=use_case.quant_updatable_tensors, use_case=use_case.name),
+        hint="correct quant_updatable_tensors, or leave it out",
+    )
 
 
 def _finding(rule: str, tensors: list[str] | tuple[str, ...], text: str, where: Where) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.graph.records import Branch
 from lora_quant.passes.weight_values import PointValues
 
 FloatArray = NDArray[np.float64]
@@ -26,7 +25,7 @@ class WeightRanges:
         """Note the ranges of one attach point."""
         axes: dict[str, int] = {}
         if point.branch is not None:
-            axis_a, axis_b = channel_axes(point.branch)
+            axis_a, axis_b = point.branch.channel_axes
             axes = {point.branch.a_weight.name: axis_a, point.branch.b_weight.name: axis_b}
         for name, values in point.values.items():
             self.take(name, values, axes.get(name))
@@ -36,8 +35,3 @@ class WeightRanges:
         others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
         self.low[name] = np.atleast_1d(values.min(axis=others).astype(np.float64))
         self.high[name] = np.atleast_1d(values.max(axis=others).astype(np.float64))
-
-
-def channel_axes(branch: Branch) -> tuple[int, int]:
-    """Channel axes of A and B: 1 and 1 for `[in, R]`, `[R, out]`; 0 and 0 for a convolution."""
-    return branch.channel_axes

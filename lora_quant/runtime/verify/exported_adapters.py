@@ -13,6 +13,7 @@ from lora_quant.adapters.adapter import Adapter, adapter_of
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.manifest_records import InputRecord
 from lora_quant.config.options import BuildOptions
+from lora_quant.config.real_path import real_path
 from lora_quant.config.use_case_graphs import base_model
 from lora_quant.errors import VerificationError, Where
 from lora_quant.graph.base.base_graph import open_base
@@ -84,7 +85,7 @@ def open_adapters(pack: Pack, exported: ExportedUseCases) -> dict[str, Adapter]:
 def _with_base(config: LoraConfig, was: Path, base: Path) -> LoraConfig:
     """The configuration with the base where it is now."""
     use_cases = [
-        u.model_copy(update={"model": base}) if u.model.resolve() == was.resolve() else u
+        u.model_copy(update={"model": base}) if real_path(u.model) == real_path(was) else u
         for u in config.use_cases
     ]
     return config.model_copy(update={"use_cases": use_cases})

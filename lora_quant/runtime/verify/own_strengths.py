@@ -16,7 +16,7 @@ from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import VerificationError, Where
 from lora_quant.graph.attach.name_table import NameTable
 from lora_quant.graph.base.base_graph import BaseGraph
-from lora_quant.graph.exported.branch_values import scale_values
+from lora_quant.graph.exported.branch_values import constant_factors, scale_values
 from lora_quant.graph.exported.records import FoundScale, ScaleSource
 from lora_quant.graph.files.element_types import DTYPE_OF, DTYPES
 from lora_quant.passes.exported.records import ExportedBranch, ExportedUseCase
@@ -62,15 +62,8 @@ def _solved(
 ) -> Iterator[tuple[FoundScale, NDArray[np.float64]]]:
     """The input of a branch and its values; NaN where the branch does not tell."""
     found = branch.found
-    fixed = np.full(found.rank, found.a.gain * found.b.gain)
-    inputs = []
-    for scale in found.scales:
-        if scale.source is not ScaleSource.CONSTANT:
-            inputs.append(scale)
-            continue
-        values = scale_values(graph, scale)
-        if values is not None:
-            fixed = fixed * values.reshape(-1)
+    fixed = constant_factors(graph, found)
+    inputs = [scale for scale in found.scales if scale.source is not ScaleSource.CONSTANT]
     if len(inputs) > 1:
         raise _undecided(graph, inputs[1], f"module {branch.module!r} is scaled by two inputs")
     scale = inputs[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lora_quant.config.manifest_records import AlphaRecord, OverridableRecord
+from lora_quant.config.real_path import real_path
 from lora_quant.errors import LoraQuantError, PackError, Where
 from lora_quant.graph.files.data_files import copy_with_sha256, sha256_of
 
@@ -129,7 +130,7 @@ class PackFolder:
 
     def refer(self, path: Path, role: str) -> str:
         """List a file outside the pack that is there already; returns its path from the pack."""
-        if path.resolve().is_relative_to(self.output.resolve()):
+        if real_path(path).is_relative_to(real_path(self.output)):
             raise PackError(
                 "the file lies in the output folder, which is replaced as a whole",
                 where=Where(file=path),

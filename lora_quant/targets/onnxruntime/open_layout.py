@@ -25,7 +25,6 @@ from lora_quant.graph.quantized.nbits import NBitsLayout
 from lora_quant.graph.quantized.qdq_records import ActivationQdq
 from lora_quant.graph.records import Branch, BranchedGraph, Form
 from lora_quant.passes.compilation import Compilation
-from lora_quant.passes.merging.weight_ranges import channel_axes
 from lora_quant.passes.rank_groups import RankGroup, rank_groups
 from lora_quant.passes.updatable import UpdatableTensors
 from lora_quant.targets.onnxruntime.weight_forms import (
@@ -107,7 +106,7 @@ def plan_layout(compilation: Compilation) -> OpenLayout:
 
 
 def _ranked(branch: Branch, group: RankGroup) -> Iterator[RankedWeight]:
-    channels_of_a, channels_of_b = channel_axes(branch)
+    channels_of_a, channels_of_b = branch.channel_axes
     yield RankedWeight(branch.a_weight, rank_axis(branch.attach, is_a=True), channels_of_a, group)
     yield RankedWeight(branch.b_weight, rank_axis(branch.attach, is_a=False), channels_of_b, group)
 

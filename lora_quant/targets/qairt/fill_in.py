@@ -8,6 +8,7 @@ The pack stays as it is: its files are hashed.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +16,7 @@ from lora_quant.config.documents import dump_json, read_json
 from lora_quant.config.genie import genie_blocks, read_genie_config
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.qnn_lora_config import SEPARATOR, QnnLoraConfig
+from lora_quant.config.whole_files import replace_texts
 from lora_quant.errors import ConfigError, PackError, Where
 from lora_quant.targets.files.pack_folder import cannot_write
 from lora_quant.targets.qairt.sections import SUFFIX, Sections, find_sections
@@ -44,16 +46,21 @@ def fill_in(
     document = read_json(source)
     blocks = [block for _, block in genie_blocks(document)]
     names = list(dict.fromkeys(a["name"] for block in blocks for a in block["adapters"]))
+    if not names:
+        raise _nothing_to_fill_in(source)
     found = find_sections(sections, names)
     for block in blocks:
         for adapter in block["adapters"]:
             own = found.files[adapter["name"]]
             adapter["bin-sections"] = [_on_device(own[g], device_folder) for g in found.graphs]
-    texts = {source.name: dump_json(document), **_lines(found, device_folder)}
+    lines = _lines(found, device_folder)
+    texts = {source.name: dump_json(document), **lines}
     written = tuple(sections / name for name in texts)
     _check_free(written, force=force)
-    for path, text in zip(written, texts.values(), strict=True):
-        _write(path, text)
+    try:
+        replace_texts(dict(zip(written, texts.values(), strict=True)))
+    except OSError as error:
+        raise cannot_write(Path(error.filename or sections), error) from error
     return FilledIn(written, found.graphs)
 
 
@@ -63,9 +70,13 @@ def _genie_file(pack: Path) -> Path:
         for file in target.files:
             if file.role == "genie-lora":
                 return pack / file.path
-    raise ConfigError(
+    raise _nothing_to_fill_in(pack)
+
+
+def _nothing_to_fill_in(file: Path) -> ConfigError:
+    return ConfigError(
         "the pack has nothing to fill in: no configuration for Genie or the QNN provider",
-        where=Where(file=pack),
+        where=Where(file=file),
         hint="it is written for the target qairt, if the graph has branches that switch",
     )
 
@@ -75,14 +86,9 @@ def _lines(found: Sections, device_folder: str | None) -> dict[str, str]:
     texts = {}
     for use_case, files in found.files.items():
         for graph in found.graphs:
-            if SEPARATOR in graph or SEPARATOR in files[graph]:
-                raise ConfigError(
-                    f"the name {files[graph]!r} has a semicolon, which separates graph and path in "
-                    "the file for the QNN provider",
-                    where=Where(use_case=use_case),
-                    hint="rename the use case or the graph",
-                )
             entry = QnnLoraConfig(graph, _on_device(files[graph], device_folder))
+            for part in (entry.graph, entry.section):
+                _check_in_line(part, use_case)
             texts[files[graph].removesuffix(SUFFIX) + _TEXT_SUFFIX] = entry.dump()
     return texts
 
@@ -91,16 +97,24 @@ def _on_device(name: str, folder: str | None) -> str:
     return name if folder is None else str(PurePosixPath(folder, name))
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise cannot_write(path, error) from error
+def _check_in_line(part: str, use_case: str) -> None:
+    """A name or path of which every character can be in a line of text, and in Genie's JSON."""
+    if SEPARATOR in part:
+        problem = "has a semicolon, which separates graph and path in the file for the QNN provider"
+    elif not part.isprintable():  # line ends, and bytes of a name that are no UTF-8 text
+        problem = "has a character that cannot be in the file for the QNN provider"
+    else:
+        return
+    raise ConfigError(
+        f"the name {part!r} {problem}",
+        where=Where(use_case=use_case),
+        hint="rename the use case, the graph or the folder",
+    )
 
 
 def _check_free(paths: tuple[Path, ...], *, force: bool) -> None:
     for path in paths:
-        if path.exists() and not force:
+        if os.path.lexists(path) and not force:
             raise PackError(
                 "the file exists",
                 where=Where(file=path),

@@ -74,7 +74,7 @@ def disguise(model: ModelProto, random: Random, *, renamed: bool = True) -> Disg
     result = Disguised(ModelProto())
     result.model.CopyFrom(model)
     graph = result.model.graph
-    _add_branches(graph, random, result.sums)
+    _add_branches(graph, live_nodes(model), random, result.sums)
     _add_no_ops(graph, random)
     _store_otherwise(graph, random)
     dead = helper.make_node("Relu", [graph.input[0].name], ["dead"], name="dead")
@@ -109,9 +109,13 @@ def _add(graph: GraphProto, op: str, name: str, read: list[str], **attributes: f
     graph.node.append(node)
 
 
-def _add_branches(graph: GraphProto, random: Random, sums: dict[str, str]) -> None:
+def _add_branches(
+    graph: GraphProto, live: list[NodeProto], random: Random, sums: dict[str, str]
+) -> None:
+    """At some products; not where no output needs them, which is refused."""
+    needed = {node.name for node in live}
     for node in list(graph.node):
-        if node.op_type != "MatMul" or random.random() < 0.4:
+        if node.op_type != "MatMul" or node.name not in needed or random.random() < 0.4:
             continue
         h, y = node.output[0], f"{node.name}_sum"
         for other in graph.node:

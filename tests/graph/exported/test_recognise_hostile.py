@@ -121,3 +121,19 @@ def test_long_rows_of_nodes_that_change_nothing_take_linear_time(tmp_path: Path)
     small, large = seconds(500), seconds(2000)
     # Four times the nodes; a quadratic step would take sixteen times as long.
     assert large < 10 * small + 0.1
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div", "Add", "Sub"])
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_an_operator_of_a_vendor_is_not_onnxs_of_the_same_name(
+    op: str, inputs: int, tmp_path: Path
+) -> None:
+    graph, x, h = start()
+    low = graph.matmul("first", x, in_features=IN, out_features=RANK)
+    given = [low] if inputs == 1 else [low, graph.weight("s", 1), graph.weight("t", 1)]
+    low = graph.node(op, given, "vendors", domain="com.microsoft")
+    l_ = graph.matmul("second", low, in_features=RANK, out_features=OUT)
+    graph.output(graph.node("Add", [h, l_], "sum"), ("N", OUT))
+    model = graph.model()
+    model.opset_import.add(domain="com.microsoft", version=1)
+    assert recognise_branches(opened(model, tmp_path)).points == ()

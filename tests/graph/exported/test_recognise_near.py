@@ -285,6 +285,15 @@ def test_a_named_pair_without_a_base_is_reported(net: Net) -> None:
     assert "not added to the output of a linear node that reads the same" in near.reason
 
 
+def test_what_computes_the_strengths_is_no_part_of_a_branch(net: Net) -> None:
+    matrix = net.graph.weight("E", 2, RANK)
+    strengths = net.graph.input("lora_alpha", (2,))
+    scale = net.graph.node("MatMul", [strengths, matrix], "/lora_alpha/MatMul")
+    low = net.graph.node("Mul", [net.first(), scale], "scaled")
+    net.graph.output(net.graph.node("Relu", [low], "relu"), ("a", "b", "c"))
+    assert "'relu' (Relu) reads it" in reason(net.done(net.h, net.second(low)))
+
+
 def residual_mlp(graph: GraphBuilder, x: str) -> str:
     low = graph.matmul("up", x, in_features=IN, out_features=16)
     high = graph.matmul("down", low, in_features=16, out_features=IN)

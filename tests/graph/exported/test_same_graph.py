@@ -51,6 +51,16 @@ def test_one_bit_of_any_other_weight_is_found(name: str, where: float) -> None:
     assert (caught.value.where.file, caught.value.where.tensor) == (Path("other"), name)
 
 
+def test_an_input_of_another_type_is_told_with_both_types() -> None:
+    other = copy()
+    name = other.graph.input[0].name
+    other.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    with pytest.raises(GraphError) as caught:
+        check_same_graph(opened(GIVEN, "given"), opened(other, "other"), LORA)
+    assert f"got the input {name!r} (float16 of shape" in caught.value.message
+    assert f"expected {name!r} (float of shape" in caught.value.message
+
+
 @given(names=st.sets(st.sampled_from(sorted(LORA))), where=st.floats(0, 1))
 def test_any_value_of_a_lora_weight_is_free(names: set[str], where: float) -> None:
     other = copy()

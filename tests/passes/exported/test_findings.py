@@ -36,7 +36,7 @@ def test_adapters_that_look_alike_are_taken_in_the_listed_order(tmp_path: Path) 
     folder = exports(tmp_path, Lora("tone", 2, 4, ALL), Lora("legal", 2, 4, ALL))
     folder.use_case("both", {"tone": 1.0, "legal": 1.0})
     (finding,) = findings_of(folder, tmp_path)
-    assert (finding.rule, finding.severity.value) == ("exported/rank-order-assumed", "note")
+    assert (finding.rule, finding.severity.value) == ("exported/rank-order-assumed", "warning")
     assert finding.message.endswith("as PEFT puts them: 'net.fc1', 'net.fc2'")
     assert finding.where.use_case == "both"
 
@@ -60,6 +60,53 @@ def test_scales_tell_another_order(tmp_path: Path) -> None:
     folder = exports(tmp_path, Lora("tone", 2, 4, ALL), Lora("legal", 2, 7, ALL))
     folder.use_case("both", {"tone": 1.0, "legal": 1.0}, Shape(order=["legal", "tone"]))
     assert [f.rule for f in findings_of(folder, tmp_path)] == ["exported/other-rank-order"]
+
+
+def test_a_strength_of_zero_everywhere_confirms_nothing(tmp_path: Path) -> None:
+    """Any lora_alpha / r times 0 is 0: only the description tells it."""
+    folder = exports(tmp_path, Lora("tone", 2, 4, ALL), Lora("legal", 3, 9, ALL))
+    folder.use_case("both", {"tone": 0.0, "legal": 1.0})
+    (finding,) = findings_of(folder, tmp_path)
+    assert (finding.rule, finding.severity.value) == ("exported/never-on", "note")
+    assert "'tone' has the strength 0 in all use cases" in finding.message
+
+
+def test_a_strength_of_zero_is_confirmed_by_another_use_case(tmp_path: Path) -> None:
+    folder = exports(tmp_path, Lora("tone", 2, 4, ALL), Lora("legal", 3, 9, ALL))
+    folder.use_case("both", {"tone": 0.0, "legal": 1.0})
+    folder.use_case("alone", {"tone": 0.5})
+    assert findings_of(folder, tmp_path) == ()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_input_alone_is_no_evidence_for_a_scale_of_one(told: bool, tmp_path: Path) -> None:
+    """lora_alpha / r is 1, by the adapter JSON; rsLoRA, which it cannot tell, would be 1.41."""
+    tone = Lora("tone", 2, 2, ALL)
+    folder = exports(tmp_path, tone)
+    folder.use_case("on", {"tone": 0.5}, Shape(run_time="alone"))
+    if told:
+        described = tmp_path / "described"
+        described.mkdir()
+        (described / "adapter_config.json").write_text(json.dumps(tone.config()))
+        folder.descriptions["tone"] = str(described)
+    rules = [finding.rule for finding in findings_of(folder, tmp_path)]
+    assert rules == ([] if told else ["exported/scale-at-run-time"])
+
+
+def test_an_input_alone_does_not_tell_whose_ranks_they_are(tmp_path: Path) -> None:
+    """A scale of 1 that no constant holds is no reason to prefer the adapter of lora_alpha = r."""
+    loud, soft = Lora("loud", 2, 2, ["net.fc2"]), Lora("soft", 2, 1, ["net.fc2"])
+    folder = exports(tmp_path, loud, soft)
+    shape = Shape(run_time="alone", skipped={"loud": ["net.fc2"]})
+    folder.use_case("both", {"loud": 1.0, "soft": 1.0}, shape)
+    for adapter in (loud, soft):
+        described = tmp_path / f"described_{adapter.name}"
+        described.mkdir()
+        pattern = {**adapter.config(), "target_modules": r".*fc\d"}
+        (described / "adapter_config.json").write_text(json.dumps(pattern))
+        folder.descriptions[adapter.name] = str(described)
+    with pytest.raises(AdapterError, match=r"module 'net\.fc2' can be whose they are in several"):
+        build(folder.exported_config(), tmp_path / "out")
 
 
 def test_a_module_that_a_description_names_and_the_adapter_skips(tmp_path: Path) -> None:

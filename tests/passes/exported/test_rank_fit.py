@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -190,6 +191,31 @@ def test_a_scale_is_known_up_to_its_roundings(got: float, fits: bool) -> None:
     assert bool(scales.fitting(owner("tone", 1, 2.0, strength=0.7), 0)) is fits
 
 
+def test_an_adapter_of_strength_zero_has_the_ranks_that_hold_values() -> None:
+    """Two ranks of padding, then two of another branch: all have the factor 0."""
+    owners = [owner("legal", 1, 3.0), owner("tone", 2, 2.0, strength=0.0)]
+    branches = [(branch([3.0, 0.0, 0.0], [False, True, True]),), (branch([0.0, 0.0]),)]
+    decided = decide(branches, owners, always)
+    assert isinstance(decided, Decision)
+    assert places(decided.fit) == {("legal", 0, 0), ("tone", 1, 0)}
+
+
+def test_padding_that_holds_values_is_nobodys_where_nothing_else_fits() -> None:
+    owners = [owner("legal", 1, 3.0), owner("tone", 2, 2.0, strength=0.0)]
+    decided = decide([(branch([3.0, 0.0, 0.0, 0.0]),)], owners, always)
+    assert isinstance(decided, Decision)
+    assert places(decided.fit) == {("legal", 0, 0), ("tone", 0, 1)}
+
+
+def test_an_adapter_that_is_known_to_have_ranks_comes_before_one_that_may_have_some() -> None:
+    may, has = owner("tone", 2, 2.0), replace(owner("legal", 2, 2.0), is_known=True)
+    for owners in ([may, has], [has, may]):
+        decided = decide([(branch([2.0, 2.0]),)], owners, always)
+        assert isinstance(decided, Decision)
+        assert decided.fit.order == ("legal",)
+    assert isinstance(decide([(branch([2.0, 2.0]),)], [may, owner("x", 2, 2.0)], always), Undecided)
+
+
 def test_an_input_may_bring_the_strength() -> None:
     soft = owner("tone", 1, 2.0, strength=0.5)
     for scale, alone, with_input in ((1.0, True, True), (2.0, False, True), (4.0, False, False)):
@@ -219,3 +245,36 @@ def test_smaller_choices_come_largest_first() -> None:
     scales = branch([3.0, 3.0])
     orders = [fit.order for fit in smaller_fits([scales], owners, always, gaps=False)]
     assert orders == [("tone", "legal"), ("tone", "style"), ("legal", "style")]
+
+
+@pytest.mark.parametrize("count", [16, 64, 400])
+@pytest.mark.parametrize("scale", ["wrong at the end", "half of them"])
+def test_what_does_not_fit_is_given_up_soon_however_many_adapters_there_are(
+    count: int, scale: str
+) -> None:
+    calls = 0
+
+    def counted(*_: object) -> bool:
+        nonlocal calls
+        calls += 1
+        return True
+
+    owners = [owner(f"a{i}", 2, 3.0, i) for i in range(count)]
+    values = [3.0] * (2 * count - 1) + [4.0] if scale == "wrong at the end" else [3.0] * count
+    assert decide([(branch(values),)], owners, counted) == Undecided((), is_open=True)
+    assert calls <= 20_000
+
+
+def test_many_adapters_in_their_order_are_found_at_once() -> None:
+    owners = [owner(f"a{i}", 2, 3.0, i) for i in range(64)]
+    decided = decide([(branch([3.0] * 128),)], owners, always)
+    assert isinstance(decided, Decision)
+    assert decided.remark is Remark.ORDER_ASSUMED
+
+
+def test_any_number_of_idle_ranks_may_lie_between_adapters() -> None:
+    idle = 3000  # more than Python recurses
+    scales = branch([3.0] * (4 + idle), [False] * 2 + [True] * idle + [False] * 2)
+    decided = decide([(scales,)], [owner("tone", 2, 3.0), owner("legal", 2, 3.0, 1)], always)
+    assert isinstance(decided, Decision)
+    assert ("tone", 0, 0) in places(decided.fit)

@@ -111,6 +111,23 @@ def test_another_strength(tmp_path: Path) -> None:
     )
 
 
+def test_a_strength_that_another_use_case_contradicts(tmp_path: Path) -> None:
+    """Half of 8 / sqrt(4) is 8 / 4: the slip in the first use case shows in the second."""
+    folder = exports(tmp_path, Lora("tone", 4, 8, ALL))
+    folder.use_case("first", {"tone": 1.0})
+    folder.use_case("second", {"tone": 1.0})
+    folder.use_cases["first"]["tone"] = 0.5
+    error = refused(
+        folder.exported_config(),
+        tmp_path,
+        AdapterError,
+        "by 2, expected 4 for adapter 'tone': lora_alpha / sqrt(r) = 4, strength 1 (that it is "
+        "lora_alpha / sqrt(r), its description says or what was read before)",
+        "adapter_alphas of the use case or of one before it",
+    )
+    assert error.where.use_case == "second"
+
+
 def test_another_rank(tmp_path: Path) -> None:
     folder = exports(tmp_path, TONE)
     folder.use_case("on", {"tone": 1.0})
@@ -319,6 +336,45 @@ def unname(path: Path) -> None:
     for node in model.graph.node:
         node.ClearField("name")
     onnx.save(model, path)
+
+
+def test_a_base_that_scales_its_own_product(tmp_path: Path) -> None:
+    """A Gemm with alpha 2: its branch is not doubled, what a build adds to it would be."""
+    import onnx
+
+    folder = exports(tmp_path, TONE)
+    paths = [tmp_path / "base.onnx", folder.use_case("on", {"tone": 1.0})]
+    for path in paths:
+        model = onnx.load(path)
+        (gemm,) = (node for node in model.graph.node if "net.fc2.weight" in node.input)
+        gemm.attribute.append(onnx.helper.make_attribute("alpha", 2.0))
+        onnx.save(model, path)
+    refused(
+        folder.exported_config(),
+        tmp_path,
+        GraphError,
+        "module 'net.fc2' is a Gemm with alpha 2, expected 1",
+        "multiplied into the base's weight",
+    )
+
+
+def test_a_branch_that_no_output_needs(tmp_path: Path) -> None:
+    """It is in no comparison: nothing would tell that its base is the base's."""
+    import onnx
+
+    folder = exports(tmp_path, TONE)
+    for path in (tmp_path / "base.onnx", folder.use_case("on", {"tone": 1.0})):
+        model = onnx.load(path)
+        (unused,) = (value for value in model.graph.output if value.name == "y_net.fc2")
+        model.graph.output.remove(unused)
+        onnx.save(model, path)
+    refused(
+        folder.exported_config(),
+        tmp_path,
+        GraphError,
+        "no output of the graph needs what it gives",
+        "without unused nodes",
+    )
 
 
 def test_several_ways_that_fit(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 from lora_quant import BuildOptions, build
 from lora_quant.config.lora_config import LoraConfig
+from lora_quant.graph.base.base_graph import BaseGraph
+from lora_quant.graph.twin.twin_map import open_twin
+from lora_quant.passes import module_map
 from tests.passes.exported.export_cases import Exports, Lora, Net, Shape, files_of
 from tests.run_graph import largest, run_use_case
 
@@ -158,7 +161,10 @@ def test_rslora_is_told_by_the_scales(tmp_path: Path) -> None:
     build(folder.peft_config(), tmp_path / "peft")
     result = build(folder.exported_config(), tmp_path / "exported")
     assert files_of(result.output) == files_of(tmp_path / "peft")
-    assert [f.rule for f in result.findings] == ["exported/read-as-rslora"]
+    (finding,) = result.findings
+    assert finding.rule == "exported/read-as-rslora"
+    assert finding.hint is not None
+    assert finding.hint.endswith("alpha or adapter_alphas are off by sqrt(r)")
 
 
 @pytest.mark.parametrize("run_time", ["both", "slots"])
@@ -194,6 +200,23 @@ def test_a_merged_use_case(tmp_path: Path) -> None:
 
 def with_mapping(config: LoraConfig, path: Path) -> LoraConfig:
     return config.model_copy(update={"attach_point_onnx_mapping": path})
+
+
+def test_a_float_graph_that_tells_the_modules_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Exports(tmp_path, Net(KINDS), [Lora("tone", 2, 4, ALL)])
+    folder.use_case("on", {"tone": 1.0})
+    opened: list[Path] = []
+
+    def counted(path: Path) -> BaseGraph:
+        opened.append(path)
+        return open_twin(path)
+
+    monkeypatch.setattr(module_map, "open_twin", counted)
+    options = BuildOptions(map_from=str(tmp_path / "base.onnx"))
+    build(folder.exported_config(), tmp_path / "out", options)
+    assert opened == [tmp_path / "base.onnx"]
 
 
 def test_modules_of_opaque_names_are_those_of_the_mapping(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from lora_quant.graph.exported.comparison.stored_bytes import StoredTensor
+from lora_quant.graph.files.model_file import plain_domain
 
 # What stands for a tensor.
 Token = Callable[[str], Hashable]
@@ -31,11 +32,11 @@ class AttributeKeys:
         call = (node.domain, node.op_type)
         function = self._functions.get(call)
         if function is None:
-            return _domain(node), node.op_type
+            return plain_domain(node.domain), node.op_type
         if call not in self._known:
             self._known[call] = call  # one that calls itself is told by its name
             self._known[call] = self._function(function)
-        return _domain(node), node.op_type, self._known[call]
+        return plain_domain(node.domain), node.op_type, self._known[call]
 
     def attributes(self, node: NodeProto, token: Token) -> Mapping[str, Hashable]:
         """Its attributes by name; `token` tells the tensors that subgraphs read from outside."""
@@ -98,7 +99,3 @@ def _token(name: str, inside: Mapping[str, Hashable], outer: Token) -> Hashable:
     if not name:
         return ""
     return ("inside", inside[name]) if name in inside else ("outside", outer(name))
-
-
-def _domain(node: NodeProto) -> str:
-    return "" if node.domain == "ai.onnx" else str(node.domain)

@@ -13,6 +13,7 @@ from lora_quant.graph.exported.comparison.differing import differing
 from lora_quant.graph.exported.comparison.subgraphs import subgraphs
 from lora_quant.graph.exported.comparison.trunk import Trunk
 from lora_quant.graph.exported.comparison.value_shapes import type_words
+from lora_quant.graph.files.model_file import plain_domain
 
 
 def compare_opsets(base: Trunk, exported: Trunk) -> None:
@@ -112,14 +113,10 @@ def _versions(trunk: Trunk) -> dict[str, int]:
     pending = [node.proto for node in trunk.nodes]
     while pending:
         node = pending.pop()
-        used.add(_domain(node.domain))
+        used.add(plain_domain(node.domain))
         pending += [inner for graph in subgraphs(node) for inner in graph.node]
     imported = trunk.graph.model.proto.opset_import
-    return {_domain(o.domain): o.version for o in imported if _domain(o.domain) in used}
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+    return {plain_domain(o.domain): o.version for o in imported if plain_domain(o.domain) in used}
 
 
 def _element(value: ValueInfoProto) -> tuple[str | None, int]:

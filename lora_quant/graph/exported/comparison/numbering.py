@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.exported.comparison.attribute_keys import AttributeKeys
@@ -47,11 +47,11 @@ class Numbered:
         return self.numbers[self.trunk.root(tensor)]
 
 
-@dataclass(frozen=True, eq=False)
 class Numbers:
     """What both graphs take their numbers from."""
 
-    _given: dict[Hashable, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._given: dict[Hashable, int] = {}
 
     def of(self, key: Hashable) -> int:
         """The number of what `key` tells."""

@@ -2,7 +2,8 @@
 
 Tensors of one number are the same value. Several of one number on a side (a constant that two
 nodes have a copy of) are paired by name, by name without PEFT's `base_layer`, then by the place
-where paired nodes read them, then in their order.
+where paired nodes read them, then in their order. Nodes of one number are paired by what reads
+them first of all, from the outputs on: exporters number names.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 
+from lora_quant.graph.exported.comparison.equal_values import repeated_values
 from lora_quant.graph.exported.comparison.numbering import Numbered
 from lora_quant.graph.exported.comparison.subgraphs import captured
 from lora_quant.graph.exported.comparison.trunk import Trunk
@@ -27,7 +29,9 @@ def pair_tensors(
     partner but a tensor of the base that is h under another name. `inputs` and `outputs`: of the
     exported graph and of the base.
     """
+    outputs = list(outputs)
     pairing = _Pairing(base, exported, inputs)
+    pairing.repeated_by_readers(outputs)
     pairing.by_name(str)
     pairing.by_name(plain_name)
     pairing.in_order({name for node in exported.trunk.nodes for name in node.outputs})
@@ -55,6 +59,25 @@ def with_widened(
     return {name: found[name] for name in _every(exported) if name in found}
 
 
+def without_partner(
+    tensors: Mapping[str, str], exported: Trunk
+) -> tuple[dict[str, str], frozenset[str]]:
+    """What is not in `tensors`: name -> the tensor that it is the same as, and all the others.
+
+    What is the same as a sum is that sum, not the h that is left of it.
+    """
+    same: dict[str, str] = {}
+    others: set[str] = set()
+    for name in (*_every(exported), *exported.graph.index.initializers):
+        if name not in tensors:
+            twin = exported.behind.get(name, exported.root(name))
+            if twin != name and (twin in tensors or twin in exported.behind):
+                same[name] = twin
+            else:
+                others.add(name)
+    return same, frozenset(others)
+
+
 def plain_name(name: str) -> str:
     """A name without the level that PEFT puts around a layer."""
     return name.replace("/base_layer/", "/").replace("base_layer.", "")
@@ -68,6 +91,28 @@ class _Pairing:
         self.base_names, self.names = _names(base), _names(exported)
         self.pairs = dict(inputs)
         self.taken = set(inputs.values())
+
+    def repeated_by_readers(self, outputs: Iterable[tuple[str, str]]) -> None:
+        """Pair nodes of which several have one number, `outputs` and what reads them paired."""
+        repeated = repeated_values(self.base) | repeated_values(self.exported)
+        if not repeated:
+            return
+        producers = {name: node for node in self.base.nodes for name in node.node.outputs}
+        partners: dict[str, str] = {}
+        for name, partner in outputs:
+            partners.setdefault(self.exported.trunk.root(name), self.base.trunk.root(partner))
+        for node in reversed(self.exported.nodes):
+            told = [name for name in node.node.outputs if name in partners]
+            if not told:
+                continue
+            other = producers.get(partners[told[0]])
+            if other is None or other.number != node.number:
+                continue
+            for name, partner in zip(node.node.inputs, other.node.inputs, strict=True):
+                partners.setdefault(name, partner)
+            if self.exported.number(told[0]) in repeated:
+                for name, partner in zip(node.node.outputs, other.node.outputs, strict=True):
+                    self._pair(name, partner)
 
     def by_name(self, spelled: Callable[[str], str]) -> None:
         """Pair what has one number and, as `spelled`, one name."""

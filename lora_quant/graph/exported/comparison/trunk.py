@@ -14,21 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from lora_quant.errors import GraphError, Where
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.exported.comparison.stored_bytes import StoredTensor
 from lora_quant.graph.exported.comparison.subgraphs import captured
 from lora_quant.graph.exported.comparison.value_types import element_types
+from lora_quant.graph.exported.small_constants import stored_constant
+from lora_quant.graph.files.graph_index import GraphIndex
 
-# Attributes of a Constant that hold numbers -> their element type.
-_NUMBERS = {
-    "value_float": TensorProto.FLOAT,
-    "value_floats": TensorProto.FLOAT,
-    "value_int": TensorProto.INT64,
-    "value_ints": TensorProto.INT64,
-}
 # Casts that keep every value, so that the one back to the first type undoes them.
 _WIDENED = frozenset(
     {
@@ -82,14 +77,14 @@ class Trunk:
     """What is left of a graph.
 
     `roots`: every tensor that an output needs, or that passes one on -> the tensor that it is the
-    same as; `behind` are those whose way there leads through a sum, the sums among them.
+    same as; `behind`: those whose way there leads through a sum -> that sum, the sums among them.
     `constants`: root -> its stored values. `nodes` in graph order. `inputs` are the graph's, as
     roots, those with stored values left out; `outputs` are names of tensors.
     """
 
     graph: BaseGraph
     roots: Mapping[str, str]
-    behind: frozenset[str]
+    behind: Mapping[str, str]
     constants: Mapping[str, StoredTensor]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -114,7 +109,7 @@ def trunk_of(graph: BaseGraph, sums: Mapping[str, str]) -> Trunk:
     for node in proto.node:
         if needed.isdisjoint(node.output) or node.output[0] in roots:
             continue
-        value = _constant(node)
+        value = _constant(node, graph.index)
         if value is not None:
             constants[node.output[0]] = StoredTensor(graph.path, value)
             continue
@@ -142,24 +137,24 @@ def trunk_of(graph: BaseGraph, sums: Mapping[str, str]) -> Trunk:
     )
 
 
-def _roots(graph: BaseGraph, sums: Mapping[str, str]) -> tuple[dict[str, str], frozenset[str]]:
-    """Tensors that are the same as another one, and those that are so because of a sum."""
+def _roots(graph: BaseGraph, sums: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tensors that are the same as another one, and the sums that some are so because of."""
     types = element_types(graph)
     roots: dict[str, str] = {}
-    behind: set[str] = set()
+    behind: dict[str, str] = {}
     # In graph order, so that what a tensor is the same as has its root already.
     for node in graph.model.proto.graph.node:
         for name in node.output:
             source = sums.get(name)
             if source is not None:
-                behind.add(name)
+                behind[name] = name
             elif node.domain in ("", "ai.onnx"):
                 source = _same_as(node, graph, types, roots)
                 if source is not None and node.input[0] in behind:
-                    behind.add(name)
+                    behind[name] = behind[node.input[0]]
             if source is not None:
                 roots[name] = roots.get(source, source)
-    return roots, frozenset(behind)
+    return roots, behind
 
 
 def _same_as(
@@ -196,18 +191,7 @@ def _needed(graph: BaseGraph, roots: Mapping[str, str]) -> set[str]:
     return found
 
 
-def _constant(node: NodeProto) -> TensorProto | None:
+def _constant(node: NodeProto, index: GraphIndex) -> TensorProto | None:
     """The value of a Constant that holds numbers."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
-        return None
-    for attribute in node.attribute:
-        if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-            tensor: TensorProto = attribute.t
-            return tensor
-        element = _NUMBERS.get(attribute.name)
-        if element is not None:
-            value = helper.get_attribute_value(attribute)
-            dims = [len(value)] if attribute.name.endswith("s") else []
-            values = value if dims else [value]
-            return helper.make_tensor(node.output[0], element, dims, values)
-    return None
+    is_constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+    return stored_constant(node.output[0], index) if is_constant else None

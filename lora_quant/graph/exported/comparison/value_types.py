@@ -11,6 +11,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs
 
 from lora_quant.graph.base.base_graph import BaseGraph
 from lora_quant.graph.files.element_types import FLOAT_TYPES
+from lora_quant.graph.files.model_file import plain_domain
 
 # "tensor(float)" of a schema -> the element type.
 _NAMED: dict[str, int] = {
@@ -26,7 +27,7 @@ def element_types(graph: BaseGraph) -> dict[str, int]:
     told = {name: v.type.tensor_type.elem_type for name, v in graph.index.values.items()}
     types = {v.name: told[v.name] for v in proto.graph.input}
     types.update((t.name, t.data_type) for t in proto.graph.initializer)
-    versions = {o.domain.replace("ai.onnx", ""): o.version for o in proto.opset_import}
+    versions = {plain_domain(o.domain): o.version for o in proto.opset_import}
     for node in proto.graph.node:
         constant = graph.index.constant(node.output[0]) if node.output else None
         for position, name in enumerate(node.output):
@@ -46,7 +47,7 @@ def _given(node: NodeProto, output: int, types: dict[str, int], versions: dict[s
             (int(a.i) for a in node.attribute if a.name == "to" and a.type == AttributeProto.INT), 0
         )
     read = [types.get(name, 0) for name in node.input]
-    domain = node.domain.replace("ai.onnx", "")
+    domain = plain_domain(node.domain)
     rule = _rule(node.op_type, domain, versions.get(domain, 0), output)
     if isinstance(rule, int):
         return rule
