@@ -10,25 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_quant.config.lora_config import AdapterConfig, LoraConfig, UseCaseInputConfig
-from lora_quant.configure.bases import ChosenBase, choose_base
-from lora_quant.configure.claims import Claim, Given, give
-from lora_quant.configure.derived import derived_sources
 from lora_quant.configure.draft import Drafted
-from lora_quant.configure.fits import (
+from lora_quant.configure.found.found_files import FoundFiles, StatedUseCase
+from lora_quant.configure.found.sorted_files import sort_files
+from lora_quant.configure.found.statements import stated_use_cases
+from lora_quant.configure.mixing.derived import derived_sources
+from lora_quant.configure.mixing.sources import Sources, adapter_sources
+from lora_quant.configure.mixing.use_cases import UseCase, use_cases_of
+from lora_quant.configure.pairing.bases import ChosenBase, choose_base
+from lora_quant.configure.pairing.claims import Claim, Given, give
+from lora_quant.configure.pairing.fits import (
     Known,
     claim_by_modules,
     encodings_claim,
     list_claim,
     version_of,
 )
-from lora_quant.configure.found_files import FoundFiles, StatedUseCase
-from lora_quant.configure.graph_names import name_graphs
-from lora_quant.configure.mapping_file import ChosenMapping, choose_mapping
-from lora_quant.configure.sorted_files import sort_files
-from lora_quant.configure.sources import Sources, adapter_sources
-from lora_quant.configure.statements import stated_use_cases
+from lora_quant.configure.pairing.graph_names import name_graphs
+from lora_quant.configure.pairing.mapping_file import ChosenMapping, choose_mapping
 from lora_quant.configure.trial import Trial, try_build
-from lora_quant.configure.use_cases import UseCase, use_cases_of
 from lora_quant.configure.written_config import Notes
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.config.adapter_params import AdapterParamsConfig
-from lora_quant.configure.found_files import FoundGraph, PointRanks
-from lora_quant.configure.mixes import possible_mixes
+from lora_quant.configure.found.found_files import FoundGraph, PointRanks
+from lora_quant.configure.mixing.mixes import possible_mixes
 from lora_quant.passes.adapter_sources import DeclaredEntry
 from lora_quant.passes.exported.descriptions import DeclaredDescribed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_quant.configure.walk import walk_folder
+from lora_quant.configure.found.walk import walk_folder
 
 
 def test_files_come_in_order_without_hidden_ones(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_gather_without_indices_is_refused(tmp_path: Path) -> None:
 def test_an_axis_that_is_no_number_is_refused(tmp_path: Path) -> None:
     model = finished(embed())
     model.graph.node[0].attribute[0].type = 0
-    with pytest.raises(GraphError, match="attribute 'axis' of a Gather node is of another type"):
+    with pytest.raises(GraphError, match="attribute 'axis' of a Gather node has no type"):
         opened(model, tmp_path)
 
 

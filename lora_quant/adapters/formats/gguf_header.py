@@ -144,6 +144,14 @@ def _place(
             where=where,
             hint=_COPY_AGAIN,
         )
+    # An axis of 0 makes a tensor empty, and may not hide what no file could hold beside it.
+    if math.prod(axis or 1 for axis in shape) * item > size:
+        raise AdapterError(
+            f"the tensor has shape {list(shape)}, which does not fit into the {size} bytes of the "
+            "file",
+            where=where,
+            hint=_COPY_AGAIN,
+        )
     return TensorInfo(dtype, shape, start + offset, length)
 
 

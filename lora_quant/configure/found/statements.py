@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from lora_quant.configure.found_files import FoundFiles, FoundStatements, StatedUseCase
+from lora_quant.configure.found.found_files import FoundFiles, FoundStatements, StatedUseCase
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_quant.configure.found_files import FoundGraph, PointRanks
+from lora_quant.configure.found.found_files import FoundGraph, PointRanks
 from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.graph.exported.branch_values import constant_factors
 from lora_quant.graph.exported.recognise import recognise_branches

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from lora_quant.configure.found_files import FoundGraph, PointRanks
+from lora_quant.configure.found.found_files import FoundGraph, PointRanks
 from lora_quant.passes.exported.descriptions import Described, Setting
 from lora_quant.passes.exported.readings import Law
 

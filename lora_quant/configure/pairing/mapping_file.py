@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_quant.config.attach_map import read_attach_map
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.found_files import FoundFiles, FoundGraph
+from lora_quant.configure.found.found_files import FoundFiles, FoundGraph
 from lora_quant.errors import LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lora_quant.config.names import clashes, folder_name_problem
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.claims import plain_stem
-from lora_quant.configure.found_files import FoundFiles, FoundGraph, StatedUseCase
+from lora_quant.configure.found.found_files import FoundFiles, FoundGraph, StatedUseCase
+from lora_quant.configure.pairing.claims import plain_stem
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 

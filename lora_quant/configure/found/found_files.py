@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_quant.adapters.adapter import Adapter
 from lora_quant.config.adapter_params import AdapterParamsConfig
-from lora_quant.configure.walk import shown_path
+from lora_quant.configure.found.walk import shown_path
 from lora_quant.findings import Finding
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_quant.configure.claims import named_after
-from lora_quant.configure.found_files import StatedUseCase
-from lora_quant.configure.mixes import Mix, same_strength
+from lora_quant.configure.found.found_files import StatedUseCase
+from lora_quant.configure.mixing.mixes import Mix, same_strength
+from lora_quant.configure.pairing.claims import named_after
 from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 

@@ -19,7 +19,7 @@ from lora_quant.adapters.files.peft_config import CONFIG_FILE
 from lora_quant.adapters.formats.detect import open_weights
 from lora_quant.config.adapter_params import read_adapter_params
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.found_files import (
+from lora_quant.configure.found.found_files import (
     FoundAdapter,
     FoundEncodings,
     FoundFiles,
@@ -28,9 +28,9 @@ from lora_quant.configure.found_files import (
     FoundParams,
     FoundStatements,
 )
-from lora_quant.configure.graph_facts import read_graph
-from lora_quant.configure.statements import read_statements
-from lora_quant.configure.walk import walk_folder
+from lora_quant.configure.found.graph_facts import read_graph
+from lora_quant.configure.found.statements import read_statements
+from lora_quant.configure.found.walk import walk_folder
 from lora_quant.encodings.files import encodings_of
 from lora_quant.errors import InputMissingError, LoraQuantError, Where
 from lora_quant.findings import Finding, Severity

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.found_files import FoundFiles, FoundGraph
-from lora_quant.configure.graph_facts import read_graph
+from lora_quant.configure.found.found_files import FoundFiles, FoundGraph
+from lora_quant.configure.found.graph_facts import read_graph
 from lora_quant.errors import ConfigError, Where, some
 from lora_quant.findings import Finding, Severity
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lora_quant.config.adapter_params import AdapterParamsConfig
 from lora_quant.config.names import folder_name_problem
-from lora_quant.configure.found_files import FoundFiles, FoundGraph
-from lora_quant.configure.sources import AdapterSource, Sources
+from lora_quant.configure.found.found_files import FoundFiles, FoundGraph
+from lora_quant.configure.mixing.sources import AdapterSource, Sources
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.adapter_sources import DeclaredEntry

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_quant.config.names import folder_name_problem
-from lora_quant.configure.chosen_mix import (
+from lora_quant.configure.found.found_files import FoundFiles, FoundGraph, PointRanks, StatedUseCase
+from lora_quant.configure.mixing.chosen_mix import (
     chosen_mix,
     contradicted,
     stated_strengths,
     strengths_of,
     unusual,
 )
-from lora_quant.configure.claims import named_after, plain_stem
-from lora_quant.configure.fits import Known, encoded_ranks
-from lora_quant.configure.found_files import FoundFiles, FoundGraph, PointRanks, StatedUseCase
-from lora_quant.configure.graph_names import NamedGraphs, bad_name
-from lora_quant.configure.mixes import Mix, possible_mixes
-from lora_quant.configure.row_order import proven_order
-from lora_quant.configure.sources import AdapterSource
+from lora_quant.configure.mixing.mixes import Mix, possible_mixes
+from lora_quant.configure.mixing.row_order import proven_order
+from lora_quant.configure.mixing.sources import AdapterSource
+from lora_quant.configure.pairing.claims import named_after, plain_stem
+from lora_quant.configure.pairing.fits import Known, encoded_ranks
+from lora_quant.configure.pairing.graph_names import NamedGraphs, bad_name
 from lora_quant.errors import LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.exported.descriptions import Described

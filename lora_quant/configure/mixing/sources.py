@@ -14,7 +14,7 @@ from pathlib import Path
 from lora_quant.adapters.declared import DeclaredParams, check_declared
 from lora_quant.config.adapter_params import AdapterParamsConfig
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.found_files import FoundAdapter, FoundFiles, FoundParams
+from lora_quant.configure.found.found_files import FoundAdapter, FoundFiles, FoundParams
 from lora_quant.errors import AdapterError, LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.adapter_sources import DeclaredEntry

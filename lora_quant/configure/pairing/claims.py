@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_quant.config.names import folder_key
 from lora_quant.config.real_path import real_path
-from lora_quant.configure.walk import shown_path
+from lora_quant.configure.found.walk import shown_path
 from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 

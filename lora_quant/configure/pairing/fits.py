@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_quant.configure.claims import Claim
-from lora_quant.configure.found_files import FoundEncodings, FoundGraph, FoundList
+from lora_quant.configure.found.found_files import FoundEncodings, FoundGraph, FoundList
+from lora_quant.configure.pairing.claims import Claim
 from lora_quant.encodings.branch_names import Role, find_branch_names
 from lora_quant.passes.exported.descriptions import Described
 from lora_quant.passes.exported.factors import WeightsDescribed

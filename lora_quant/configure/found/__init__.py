@@ -1,0 +1,1 @@
+"""What the files of a folder are, told by their content."""

@@ -1,0 +1,1 @@
+"""Which adapters a use case mixes, in which order and how strong."""

@@ -1,0 +1,1 @@
+"""Which file belongs to which graph and use case."""
