@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +145,10 @@ def _place(
             where=where,
             hint=_COPY_AGAIN,
         )
-    # An axis of 0 makes a tensor empty, and may not hide what no file could hold beside it.
-    if math.prod(axis or 1 for axis in shape) * item > size:
+    # An axis of 0 makes a tensor empty, and may not hide what no array could hold beside it.
+    if math.prod(axis or 1 for axis in shape) * item > sys.maxsize:
         raise AdapterError(
-            f"the tensor has shape {list(shape)}, which does not fit into the {size} bytes of the "
-            "file",
+            f"the tensor has shape {list(shape)}, which is larger than memory can address",
             where=where,
             hint=_COPY_AGAIN,
         )
