@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_quant.engines.onnxruntime import Array, Optimization, level_of, load_onnxruntime
+from lora_quant.engines.onnxruntime import Array, Optimization, load_onnxruntime, session_options
 from lora_quant.errors import VerificationError, Where
 
 _SILENT = 4  # errors are reported here
@@ -27,9 +27,7 @@ class AdapterSession:
         """Raises VerificationError if the engine does not take the graph."""
         self._library = load_onnxruntime()
         self._source = graph
-        options = self._library.SessionOptions()
-        options.log_severity_level = _SILENT
-        options.graph_optimization_level = level_of(self._library, optimization)
+        options = session_options(self._library, optimization)
         try:
             self._session = self._library.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]

@@ -58,6 +58,8 @@ class Runner:
         self.folder = pack / "qnn"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # ONNX Runtime 1.32 rounds 16-bit activations to 8 bits unless it is told to use floats.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.session = onnxruntime.InferenceSession(
             str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )

@@ -59,7 +59,10 @@ def test_arrays_are_passed_over(tmp_path: Path) -> None:
         ),
         (assemble([], [record("a", (1, 1, 1, 1, 1), 0, 0)]), "has 5 axes, expected at most 4"),
         (assemble([], [record("a", (2, 3), 0, 0)], bytes(23)), r"\[2, 3\] ends at byte"),
-        (assemble([], [record("a", (0, 2**62), 0, 0)], bytes(23)), "larger than memory can address"),
+        (
+            assemble([], [record("a", (0, 2**62), 0, 0)], bytes(23)),
+            "larger than memory can",
+        ),
         (assemble([], [record("a", (2**62, 2**62), 0, 0)]), "but the file has"),
         (assemble([], [record("a", (1,), 0, 2**62)], bytes(4)), "but the file has"),
         (assemble([field("general.alignment", 3)], []), "alignment is 3, expected a power of two"),
