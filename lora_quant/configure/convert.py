@@ -35,6 +35,9 @@ from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.passes.exported.descriptions import Described
 
+_Knowledge = tuple[dict[str, Known], dict[str, list[Described] | None], tuple[str, Known]]
+"""Names by use case; the adapters of those whose branches are in no graph; and the base."""
+
 
 def convert_folder(
     folder: Path,
@@ -67,8 +70,9 @@ def convert_folder(
     used = {name for use_case in found.use_cases for name in use_case.adapters}
     if not used:
         return Drafted(None, findings=(*findings, _no_adapters(files, sources)))
-    encodings = _encodings(files, found.use_cases, sources, stated)
-    lists = _lists(files, found.use_cases, sources, stated)
+    knowledge = _knowledge(found.use_cases, sources)
+    encodings = _encodings(files, knowledge, stated)
+    lists = _lists(files, knowledge, stated)
     mapping = choose_mapping(files, chosen.graph)
     findings += [*encodings.findings, *lists.findings, *mapping.findings]
     config = _config(sources, found.use_cases, encodings, lists, mapping)
@@ -83,12 +87,9 @@ def convert_folder(
 
 
 def _encodings(
-    files: FoundFiles,
-    use_cases: tuple[UseCase, ...],
-    sources: Sources,
-    stated: Mapping[str, StatedUseCase],
+    files: FoundFiles, knowledge: _Knowledge, stated: Mapping[str, StatedUseCase]
 ) -> Given:
-    known, described, base = _knowledge(use_cases, sources)
+    known, described, base = knowledge
     claims = [
         replace(
             claim_by_modules(f.path, f.names, f.channels, base, described), version=version_of(f)
@@ -101,13 +102,8 @@ def _encodings(
     return give("encodings", claims, list(known), said, files.folder)
 
 
-def _lists(
-    files: FoundFiles,
-    use_cases: tuple[UseCase, ...],
-    sources: Sources,
-    stated: Mapping[str, StatedUseCase],
-) -> Given:
-    known, described, base = _knowledge(use_cases, sources)
+def _lists(files: FoundFiles, knowledge: _Knowledge, stated: Mapping[str, StatedUseCase]) -> Given:
+    known, described, base = knowledge
     claims: list[Claim] = []
     for one in files.lists:
         if described:
@@ -121,10 +117,7 @@ def _lists(
     return give("lists of tensors", claims, list(known), said, files.folder)
 
 
-def _knowledge(
-    use_cases: tuple[UseCase, ...], sources: Sources
-) -> tuple[dict[str, Known], dict[str, list[Described] | None], tuple[str, Known]]:
-    """Names by use case; the adapters of those whose branches are in no graph; and the base."""
+def _knowledge(use_cases: tuple[UseCase, ...], sources: Sources) -> _Knowledge:
     base = next(u for u in use_cases if not u.adapters)
     assert base.known is not None, "the base is a graph"
     known = {u.name: u.known or base.known for u in use_cases}

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from lora_quant.runtime.verify.verification import TargetVerification
 from lora_quant.runtime.verify.verify import verify
 from tests.runtime.adapter_edits import Parameters, edit_adapter, parameters_of, put_adapter
 from tests.sample import copy_sample, keep_use_cases
+from tests.targets.qnn_case import device_session
 from tests.validation.packs import rehash
 
 KEPT = ["base", "tone", "legal"]
@@ -52,13 +52,7 @@ def played(noise: int) -> Callable[..., list[dict[str, Array]]]:
 
     def run(model: Path, feeds: Iterable[Feeds], *, htp_arch: str) -> list[dict[str, Array]]:
         assert htp_arch == "73"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # ONNX Runtime 1.32 rounds 16-bit activations to 8 bits unless it is told to use floats.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        session = onnxruntime.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"]
-        )
+        session = device_session(model)
         step = output_step(onnx.load(str(model)))
         rng = np.random.default_rng(0)
         found = []

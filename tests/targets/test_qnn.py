@@ -40,6 +40,7 @@ from tests.targets.qnn_case import (
     Adapter,
     Case,
     convolution,
+    device_session,
     fused,
     mlp,
     sqnr,
@@ -56,13 +57,7 @@ class Runner:
 
     def __init__(self, pack: Path) -> None:
         self.folder = pack / "qnn"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # ONNX Runtime 1.32 rounds 16-bit activations to 8 bits unless it is told to use floats.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self.session = onnxruntime.InferenceSession(
-            str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = device_session(self.folder / "model.onnx")
 
     def run(self, feeds: Mapping[str, Array], use_case: str | None = None) -> Array:
         options = onnxruntime.RunOptions()

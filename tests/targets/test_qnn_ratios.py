@@ -17,7 +17,7 @@ from lora_quant.graph.records import Branch
 from lora_quant.passes.slots import Slot
 from lora_quant.targets.qnn import grids as qnn_grids
 from lora_quant.targets.qnn.factors import RankMagnitudes, magnitudes
-from tests.targets.qnn_case import MLP, Adapter, Case, mlp, sqnr
+from tests.targets.qnn_case import MLP, Adapter, Case, device_session, mlp, sqnr
 
 # times weaker -> dB of what the weak adapter adds: with ratios, with shared grids for A and B
 EXPECTED = {1: (38, 36), 4: (37, 30), 16: (33, 18), 64: (33, 8)}
@@ -48,13 +48,7 @@ class SharedFactors:
 
 def effect(case: Case, pack: Path, use_case: str) -> float:
     """SQNR of what a use case changes in the output."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # ONNX Runtime 1.32 rounds 16-bit activations to 8 bits unless it is told to use floats.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = onnxruntime.InferenceSession(
-        str(pack / "qnn" / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = device_session(pack / "qnn" / "model.onnx")
     feeds = case.feeds(100)
 
     def output(name: str) -> Any:

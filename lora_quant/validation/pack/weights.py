@@ -40,9 +40,11 @@ def check_weights(view: PackView, file: PackFile) -> Iterator[Finding]:
     missing = [name for name in expected if name not in found]
     extra = sorted(set(found) - set(expected))
     if missing:
-        yield _names(view, file, f"lacks {len(missing)} tensors of the manifest: {some(missing)}")
+        what = f"lacks {len(missing)} tensors of the manifest: {some(missing)}"
+        yield _differs(view, file, "weights-tensors", f"the weights file {what}")
     if extra:
-        yield _names(view, file, f"has {len(extra)} tensors that it should not: {some(extra)}")
+        what = f"has {len(extra)} tensors that it should not: {some(extra)}"
+        yield _differs(view, file, "weights-tensors", f"the weights file {what}")
     for name, tensor in expected.items():
         if name in found:
             yield from _compare(view, file, tensor, *found[name])
@@ -53,35 +55,26 @@ def _header(opened: Any, name: str) -> tuple[tuple[int, ...], str]:
     return tuple(part.get_shape()), str(part.get_dtype())
 
 
-def _names(view: PackView, file: PackFile, what: str) -> Finding:
-    return view.error(
-        "weights-tensors",
-        f"the weights file {what}",
-        file.path,
-        hint="weights and manifest come from different builds",
-        use_case=file.use_case,
-    )
-
-
 def _compare(
     view: PackView, file: PackFile, tensor: TensorRecord, shape: tuple[int, ...], dtype: str
 ) -> Iterator[Finding]:
     if shape != tensor.shape:
-        yield view.error(
-            "weights-shape",
-            f"the tensor has the shape {list(shape)}, expected {list(tensor.shape)}",
-            file.path,
-            hint="weights and manifest come from different builds",
-            use_case=file.use_case,
-            tensor=tensor.name,
-        )
+        what = f"the tensor has the shape {list(shape)}, expected {list(tensor.shape)}"
+        yield _differs(view, file, "weights-shape", what, tensor.name)
     wanted = _DTYPES.get(tensor.dtype, tensor.dtype)
     if dtype != wanted:
-        yield view.error(
-            "weights-dtype",
-            f"the tensor has the dtype {dtype}, expected {wanted} ({tensor.dtype})",
-            file.path,
-            hint="weights and manifest come from different builds",
-            use_case=file.use_case,
-            tensor=tensor.name,
-        )
+        what = f"the tensor has the dtype {dtype}, expected {wanted} ({tensor.dtype})"
+        yield _differs(view, file, "weights-dtype", what, tensor.name)
+
+
+def _differs(
+    view: PackView, file: PackFile, rule: str, what: str, tensor: str | None = None
+) -> Finding:
+    return view.error(
+        rule,
+        what,
+        file.path,
+        hint="weights and manifest come from different builds",
+        use_case=file.use_case,
+        tensor=tensor,
+    )
