@@ -14,7 +14,7 @@ from lora_quant.cli.render import (
     show_report,
 )
 from lora_quant.findings import Severity
-from lora_quant.validation.validate import Checked, Validation
+from lora_quant.validation.checked import Checked, Validation
 
 
 def show_validation(result: Validation, *, as_json: bool) -> None:

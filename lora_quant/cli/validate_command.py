@@ -13,7 +13,7 @@ from lora_quant.cli.reported import reported
 from lora_quant.cli.typed_paths import TYPED_HINT, is_there
 
 if TYPE_CHECKING:
-    from lora_quant.validation.validate import Checked
+    from lora_quant.validation.checked import Checked
 
 
 @click.command("validate", short_help="Check files and packs.")

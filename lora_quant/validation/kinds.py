@@ -27,6 +27,11 @@ class Kind(Enum):
     GENIE_LORA = "lora block of Genie"
     GENIE_CONFIG = "Genie configuration"
     QNN_LORA_CONFIG = "lora_config text of the QNN provider"
+    ADAPTER = "adapter"
+    WEIGHTS = "weights"
+    TENSOR_LIST = "list of tensors"
+    GRAPH = "ONNX graph"
+    JSON_SCHEMA = "JSON schema"
 
 
 ENCODINGS = frozenset(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.adapter_check import ADAPTER_SUFFIX, check_adapter, is_adapter_file
+from lora_quant.validation.checked import Checked, Validation
 from lora_quant.validation.document_check import check_document
 from lora_quant.validation.genie_check import check_genie
 from lora_quant.validation.kinds import GENIE, Kind
@@ -25,37 +25,6 @@ from lora_quant.validation.pack.open_entries import open_entries
 
 SUFFIXES = (".json", ".yaml", ".yml", ".encodings", ADAPTER_SUFFIX, TEXT_NAME)
 """Files whose names end in these are checked when a folder is named."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One file or pack: what it is (None if it is not known) and what was found."""
-
-    path: Path
-    kind: Kind | None
-    findings: tuple[Finding, ...]
-
-    @property
-    def problems(self) -> int:
-        """How many findings are errors."""
-        return sum(1 for f in self.findings if f.severity is Severity.ERROR)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Everything that was checked, in the order of the paths, folders sorted by name."""
-
-    checked: tuple[Checked, ...]
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """All findings."""
-        return tuple(f for item in self.checked for f in item.findings)
-
-    @property
-    def ok(self) -> bool:
-        """Whether no finding is an error."""
-        return not any(item.problems for item in self.checked)
 
 
 def validate_paths(paths: Iterable[Path]) -> Validation:

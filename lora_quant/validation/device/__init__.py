@@ -1,0 +1,1 @@
+"""What devices and their tools cannot take, or get wrong."""

@@ -1,0 +1,1 @@
+"""A validation as text for machines, one file per format."""
