@@ -5,18 +5,21 @@
 PYTHON ?= python3
 WORKERS ?= auto
 PYTEST_ARGS ?=
+FUZZ_ARGS ?= --seconds 60
 
 # Paths are relative, so that a folder with spaces in its name works.
 DEMO := .venv
 TEST := .venv-test
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format schemas clean
+.PHONY: help demo test test-slow fuzz lint format schemas clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      set up $(DEMO), build samples/tiny_llama and verify the pack"
 	@echo "make test      set up $(TEST) and run the tests (PYTEST_ARGS=... for more options)"
+	@echo "make test-slow run the tests that take minutes or install packages"
+	@echo "make fuzz      give every reader damaged files for a minute (FUZZ_ARGS=... for more options)"
 	@echo "make lint      ruff, mypy and import-linter"
 	@echo "make format    let ruff rewrite the code"
 	@echo "make schemas   write schemas/*.schema.json from the models"
@@ -28,6 +31,13 @@ demo: $(DEMO)/.ready
 
 test: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+# Two at a time: some of these tests use all cores or a lot of disk themselves.
+test-slow: $(TEST)/.ready
+	$(TEST)/bin/python -m pytest -m slow -n 2 --dist worksteal $(PYTEST_ARGS)
+
+fuzz: $(TEST)/.ready
+	$(TEST)/bin/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(TEST)/.ready
 	$(TEST)/bin/python -m ruff check .

@@ -48,6 +48,11 @@ TABLES = (
         "shared encodings against those of each adapter",
         "case_encodings_sqnr.py",
     ),
+    Table(
+        "validate",
+        "validate over thousands of small files",
+        "case_validate.py",
+    ),
 )
 
 

@@ -12,6 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
+MOST_MESSAGE = 4000
+MOST_NAME = 300
+MOST_PLACE = 4096
+"""Characters of a message, and of a name or a path in it: files can hold names of any length."""
+
 
 @dataclass(frozen=True)
 class Where:
@@ -37,7 +42,7 @@ class Where:
         for name in ("field", "use_case", "adapter", "module", "tensor", "node"):
             value = getattr(self, name)
             if value is not None:
-                parts.append(f"{name.replace('_', ' ')} {value!r}")
+                parts.append(f"{name.replace('_', ' ')} {short(value, most=MOST_NAME)}")
         return ", ".join(parts)
 
     def __bool__(self) -> bool:
@@ -49,9 +54,13 @@ class Where:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None:
-                result[f.name] = value.as_posix() if isinstance(value, Path) else value
+                if isinstance(value, Path):
+                    value = value.as_posix()
+                result[f.name] = value if isinstance(value, int) else cut(value, most=MOST_PLACE)
         return result
 
+
+_MOST_COMPARED = 2000
 
 NOWHERE = Where()
 
@@ -63,7 +72,7 @@ class LoraQuantError(Exception):
 
     def __init__(self, message: str, *, where: Where = NOWHERE, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = cut(message, most=MOST_MESSAGE)
         self.where = where
         self.hint = hint
 
@@ -147,7 +156,11 @@ def did_you_mean(name: str, accepted: Iterable[str], *, most: int = 5) -> str:
     names = sorted(accepted)
     if not names:
         return "there are none to choose from"
-    near = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    near: list[str] = []
+    # Comparing takes the product of the lengths, and nobody misspells names of such a length.
+    if len(name) <= MOST_NAME:
+        alike = (known for known in names[:_MOST_COMPARED] if len(known) <= MOST_NAME)
+        near = difflib.get_close_matches(name, alike, n=most, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     return f"known: {some(names, most=most)}"
@@ -157,11 +170,15 @@ def some(names: Sequence[str], *, total: int | None = None, most: int = 5) -> st
     """The first of many names, quoted, and how many there are beyond; `total` of them in all."""
     shown = names[:most]
     more = (len(names) if total is None else total) - len(shown)
-    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(short(name, most=MOST_NAME) for name in shown) + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def short(value: object, *, most: int = 80) -> str:
     """A value as a message shows it: files can hold values of any length."""
+    if isinstance(value, str | bytes):
+        value = value[: most + 1]
     return cut(repr(value), most=most)
 
 

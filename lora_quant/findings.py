@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from lora_quant.errors import NOWHERE, Where
+from lora_quant.errors import MOST_MESSAGE, NOWHERE, Where, cut
 
 
 class Severity(Enum):
@@ -25,6 +25,10 @@ class Finding:
     message: str
     where: Where = NOWHERE
     hint: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MOST_MESSAGE:
+            object.__setattr__(self, "message", cut(self.message, most=MOST_MESSAGE))
 
     def as_dict(self) -> dict[str, object]:
         """The finding as JSON values."""

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from lora_quant.config.manifest import MANIFEST_FILE
+from lora_quant.config.manifest_seal import seal_manifest
+
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "samples" / "tiny_llama"
 CONFIG = SAMPLE / "lora_config.yaml"
@@ -57,9 +60,11 @@ def edit_yaml(path: Path, edit: Callable[[Document], object]) -> Path:
 
 
 def edit_json(path: Path, edit: Callable[[Document], object]) -> Path:
+    """Change a JSON file; a manifest is sealed again."""
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
+    text = json.dumps(document)
+    path.write_text(seal_manifest(text) if path.name == MANIFEST_FILE else text, encoding="utf-8")
     return path
 
 

@@ -24,7 +24,7 @@ def output_options(function: F) -> F:
         click.option(
             "-o",
             "--output",
-            type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+            type=click.Path(path_type=Path, allow_dash=True),
             help="File to write; - or nothing is standard output.",
         ),
         click.option("--force", is_flag=True, help="Replace the file if it exists."),
@@ -51,9 +51,9 @@ def target_of(output: Path | None, *, force: bool) -> Path | None:
     """The file to write, None for standard output; PackError before any work is done for it."""
     if output is None or output == _STDOUT:
         return None
-    from lora_quant.configure.written_config import check_free
+    from lora_quant.config.output_file import check_output_file
 
-    check_free(output, force=force)
+    check_output_file(output, force=force)
     return output
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 findings or refused input, 2 wrong usage, 3 a defect of lo
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from lora_quant.cli.lower_command import lower_command
 from lora_quant.cli.map_command import map_command
 from lora_quant.cli.outcome import FINE, INTERRUPTED, OUR_BUG, REFUSED, USAGE
 from lora_quant.cli.run_command import run_command
+from lora_quant.cli.schema_command import schema_command
 from lora_quant.cli.validate_command import validate_command
 from lora_quant.cli.verify_command import verify_command
 from lora_quant.errors import LoraQuantError, PackDefectError
@@ -44,6 +46,7 @@ def cli() -> None:
     lora-quant verify OUT                           run it against the base plus dW
     lora-quant run OUT --use-case NAME              inputs through one use case
     lora-quant validate OUT                         check files against their schemas
+    lora-quant schema NAME                          a JSON schema for editors and validators
     lora-quant fill-in OUT SECTIONS                 name the device compiler's sections for Genie
     lora-quant inspect ADAPTER                      what an adapter is, and what it needs
     lora-quant lower ADAPTER -o DIR                 an adapter of any kind as plain LoRA
@@ -58,6 +61,7 @@ for _command in (
     verify_command,
     run_command,
     validate_command,
+    schema_command,
     fill_in_command,
     inspect_command,
     lower_command,
@@ -67,6 +71,10 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names hold what a terminal's encoding does not; an escape says more than a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 

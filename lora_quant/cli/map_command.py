@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_quant.cli.outcome import FINE
-from lora_quant.cli.typed_paths import is_there, require_typed
-from lora_quant.errors import GraphError, PackError, Where, some
+from lora_quant.cli.typed_paths import require_typed
+from lora_quant.errors import GraphError, Where, some
 
 if TYPE_CHECKING:
     from lora_quant.graph.base.base_graph import BaseGraph
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="File to write; standard output if left out.",
 )
 @click.option(
@@ -42,26 +42,21 @@ def map_command(model: Path, output: Path | None, map_from: Path | None, force: 
     The result is a JSON object, module path -> node names, for `attach_point_onnx_mapping`.
     """
     from lora_quant.config.documents import dump_json
+    from lora_quant.config.output_file import check_output_file
+    from lora_quant.config.whole_files import write_file
     from lora_quant.graph.base.base_graph import open_base
 
     require_typed(model, "ONNX graph")
     require_typed(map_from, "float graph")
     if output is not None:
-        _check_output(output, force)
+        check_output_file(output, force=force)
     base = open_base(model)
     mapping, notes = _told_by_itself(base) if map_from is None else _told_by(map_from, base)
     text = dump_json(mapping)
     if output is None:
         click.echo(text, nl=False)
     else:
-        try:
-            output.write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise PackError(
-                f"cannot write: {error.strerror or error}",
-                where=Where(file=output),
-                hint="check permissions and free space, or choose another file with -o",
-            ) from error
+        write_file(output, text, force=force)
         click.echo(f"{len(mapping)} modules -> {output}", err=True)
     for line in (*(f"note: {line}" for line in _refusals(base, constant=True)), *notes):
         click.echo(line, err=True)
@@ -103,22 +98,6 @@ def _told_by(path: Path, base: BaseGraph) -> tuple[dict[str, list[str]], list[st
             f"{some(found.left_out)}"
         )
     return dict(found.mapping), notes
-
-
-def _check_output(output: Path, force: bool) -> None:
-    """Raise PackError if the file cannot be put where it is wanted."""
-    if not is_there(output.parent):
-        raise PackError(
-            "the folder of the output file does not exist",
-            where=Where(file=output),
-            hint="make the folder, or choose another file with -o",
-        )
-    if is_there(output) and not force:
-        raise PackError(
-            "the output file exists",
-            where=Where(file=output),
-            hint="add --force to replace it, or choose another file with -o",
-        )
 
 
 def _nothing_to_map(base: BaseGraph) -> GraphError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from lora_quant.config.finding_records import FindingRecord
 from lora_quant.config.report import Report
-from lora_quant.errors import LoraQuantError
+from lora_quant.errors import LoraQuantError, Where
 from lora_quant.findings import Finding, Severity
 
 if TYPE_CHECKING:
@@ -36,24 +37,24 @@ def new_console(*, stderr: bool = False) -> Console:
 def show_error(error: LoraQuantError) -> None:
     """An error on standard error: what, where, what to do."""
     console = new_console(stderr=True)
-    console.print(f"[bold red]error {error.code}:[/] {escape(error.message)}")
+    console.print(f"[bold red]error {error.code}:[/] {_prose(error.message)}")
     if error.where:
-        console.print(f"  [dim]where:[/] {escape(str(error.where))}")
+        console.print(f"  [dim]where:[/] {_place(error.where)}")
     if error.hint:
-        console.print(f"  [dim]hint:[/]  {escape(error.hint)}")
+        console.print(f"  [dim]hint:[/]  {_prose(error.hint)}")
 
 
 def show_finding(console: Console, finding: Finding, indent: str = "") -> None:
     """One finding: severity, message and rule, then where and what to do."""
     colour = COLOURS[finding.severity]
     console.print(
-        f"{indent}[{colour}]{finding.severity.value}[/] {escape(finding.message)} "
+        f"{indent}[{colour}]{finding.severity.value}[/] {_prose(finding.message)} "
         f"[dim]({escape(finding.rule)})[/]"
     )
     if finding.where:
-        console.print(f"{indent}  [dim]where:[/] {escape(str(finding.where))}")
+        console.print(f"{indent}  [dim]where:[/] {_place(finding.where)}")
     if finding.hint:
-        console.print(f"{indent}  [dim]hint:[/]  {escape(finding.hint)}")
+        console.print(f"{indent}  [dim]hint:[/]  {_prose(finding.hint)}")
 
 
 def show_findings(
@@ -91,7 +92,8 @@ def show_report(
             "details": details or {},
         }
     )
-    click.echo(report.dump(), nl=False)
+    # As bytes: a report is UTF-8, whatever the encoding of standard output.
+    click.echo(report.dump().encode("utf-8"), nl=False)
 
 
 def show_build(result: BuildResult, *, as_json: bool) -> None:
@@ -198,6 +200,33 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def visible(text: str, *, kept: str = "") -> str:
+    """A text whose line breaks, control characters and bytes that are no UTF-8 are escapes.
+
+    Names of files and tensors may hold any of them; on a terminal some would act. `kept` are
+    characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if c.isprintable() or c in kept or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
+def _prose(text: str) -> str:
+    """Our own text, which may have several lines, with names of others in it; as markup."""
+    return escape(visible(text, kept="\n"))
+
+
+def _place(where: Where) -> str:
+    """A place as markup."""
+    file = where.file
+    return escape(str(where if file is None else replace(where, file=Path(visible(str(file))))))
 
 
 def relative_to_here(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -20,7 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 
 from lora_quant.config.located import LocatedDocument
 from lora_quant.config.plain_values import PathParts
-from lora_quant.config.validation_errors import config_error
+from lora_quant.config.validation_errors import MOST_PROBLEMS, config_error
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -78,8 +79,11 @@ def problem(path: PathParts, message: str, hint: str, value: Any) -> InitErrorDe
 
 
 def raise_problems(title: str, problems: Iterable[InitErrorDetails]) -> None:
-    """Raise all problems that a validator found, if there are any."""
-    found = list(problems)
+    """Raise the problems that a validator found, if there are any.
+
+    Of very many the first are enough, and each may cost a look at all names of the file.
+    """
+    found = list(islice(problems, MOST_PROBLEMS))
     if found:
         raise ValidationError.from_exception_data(title, found)
 

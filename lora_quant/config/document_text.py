@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from io import FileIO
 from pathlib import Path
 
 from lora_quant.config.missing_path import missing_hint
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import ConfigError, InputMissingError, Where
 
 MEBIBYTE = 1024 * 1024
@@ -12,8 +15,7 @@ MEBIBYTE = 1024 * 1024
 JSON_MAX_BYTES = 1024 * MEBIBYTE
 """Encodings of a large model with per-channel grids reach several hundred MiB."""
 
-# Where a shell puts the pipes that it hands over, as for <(command).
-_HANDED_OVER = (("dev",), ("proc",))
+_PIECE = 1 << 16
 
 YAML_MAX_BYTES = 16 * MEBIBYTE
 """YAML is written by hand; its parser is slow, so the bound is tighter."""
@@ -23,13 +25,12 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     """The content of `path`.
 
     Raises InputMissingError if it is missing, a directory or unreadable, and ConfigError if it is
-    larger than `max_bytes`. At most `max_bytes + 1` bytes are read, so that a device or a pipe
-    without an end is refused too.
+    larger than `max_bytes`. At most `max_bytes + 1` bytes are read, and no memory is taken for more
+    than there is, so that a file that is large by its holes and a pipe without an end are refused.
     """
-    _refuse_pipe(path)
     try:
-        with path.open("rb") as stream:
-            content = stream.read(max_bytes + 1)
+        with open_regular(path, handed_over=True) as stream:
+            content = _read_most(stream, max_bytes)
     except FileNotFoundError:
         raise InputMissingError(
             "the file does not exist",
@@ -51,7 +52,7 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
             where=Where(file=path),
             hint="check that it is a file and that its permissions allow reading",
         ) from error
-    if len(content) > max_bytes:
+    if content is None:
         raise ConfigError(
             f"the file is larger than the {max_bytes} bytes that are accepted here",
             where=Where(file=path),
@@ -60,13 +61,17 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     return content
 
 
-def _refuse_pipe(path: Path) -> None:
-    if path.is_fifo() and path.parts[1:2] not in _HANDED_OVER:
-        raise InputMissingError(
-            "expected a file, got a pipe, which may have nobody at its other end",
-            where=Where(file=path),
-            hint="write the content to a file, and name that",
-        )
+def _read_most(stream: FileIO, most: int) -> bytes | None:
+    """The content of a file, None if it has more than `most` bytes."""
+    size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
+    if size > most:
+        return None
+    parts: list[bytes] = []
+    left = most + 1
+    while left > 0 and (part := stream.read(min(left, max(size + 1, _PIECE)))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts) if left else None
 
 
 def decode(text: str | bytes, *, source: Path | None) -> str:

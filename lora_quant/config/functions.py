@@ -19,7 +19,7 @@ from lora_quant.config.output_files import (
     UseCaseOutputConfig,
     read_importer_config,
 )
-from lora_quant.errors import PackError, Where
+from lora_quant.config.whole_files import write_file
 
 
 def get_adapter_count_by_use_case(config: LoraConfig) -> dict[str, int]:
@@ -73,12 +73,4 @@ def _relative(item: Any, fields: tuple[str, ...], folder: Path) -> Any:
 
 
 def _write(model: BaseModel, path: Path) -> None:
-    text = dump_yaml(to_document(model))
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise PackError(
-            f"the file cannot be written: {error.strerror}",
-            where=Where(file=path),
-            hint="check that the folder exists and may be written to",
-        ) from error
+    write_file(path, dump_yaml(to_document(model)), force=True)

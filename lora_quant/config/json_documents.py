@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 from lora_quant.config.document_text import decode
 from lora_quant.config.located import LocatedDocument, Position, path_text
 from lora_quant.config.plain_values import PathParts, find_fault, too_deep
-from lora_quant.errors import ConfigError, Where
+from lora_quant.errors import ConfigError, Where, short
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+# A repeated group would take memory for every character of a text.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
 class _RepeatedKeyError(Exception):
@@ -55,11 +56,11 @@ def parse(text: str | bytes, *, source: Path | None) -> Any:
         ) from None
     fault = find_fault(value)
     if fault is not None:
-        positions = dict(_scan(text))
-        document = LocatedDocument(value, positions, source)
+        line, column = _position(text, fault.path)
+        field = path_text(fault.path) or None
         raise ConfigError(
             f"the document is not accepted: {fault.problem}",
-            where=document.where(fault.path, field=path_text(fault.path) or None),
+            where=Where(file=source, line=line, column=column, field=field),
             hint="JSON here holds finite numbers, UTF-8 text, lists and objects of bounded depth",
         )
     return value
@@ -84,18 +85,38 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _raise_repeated_key(text: str, source: Path | None) -> NoReturn:
-    seen: dict[PathParts, Position] = {}
+    # Depth by depth, the object that is open there: keys of all objects would take more memory
+    # than the document.
+    opened: dict[int, tuple[PathParts, dict[str | int, Position]]] = {}
     for path, position in _scan(text):
-        if path in seen:
+        if not path:
+            continue
+        around, seen = opened.get(len(path), ((), {}))
+        if around != path[:-1]:
+            seen = {}
+        opened[len(path)] = (path[:-1], seen)
+        if path[-1] in seen:
+            first = seen[path[-1]][0]
             raise ConfigError(
-                f"the key {path[-1]!r} appears twice in one object, first on line {seen[path][0]}",
+                f"the key {short(path[-1])} appears twice in one object, first on line {first}",
                 where=Where(
                     file=source, line=position[0], column=position[1], field=path_text(path)
                 ),
                 hint="remove or rename one of them",
             )
-        seen[path] = position
+        seen[path[-1]] = position
     raise AssertionError("the decoder saw a repeated key that the scan does not see")
+
+
+def _position(text: str, wanted: PathParts) -> Position:
+    """Where the part at a path begins, or the nearest part around it."""
+    depth, found = -1, (1, 1)
+    for path, position in _scan(text):
+        if depth < len(path) <= len(wanted) and path == wanted[: len(path)]:
+            depth, found = len(path), position
+            if depth == len(wanted):
+                break
+    return found
 
 
 def _where_constant(text: str, name: str, source: Path | None) -> Where:

@@ -15,6 +15,7 @@ use-case:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ from lora_quant.config.base_model import (
     resolve_path,
 )
 from lora_quant.config.documents import read_yaml_located
-from lora_quant.config.names import FolderName, PlainName, clashes
+from lora_quant.config.names import FolderName, PlainName, clashes, repeated
 from lora_quant.errors import ConfigError, Where, did_you_mean
 
 __all__ = [
@@ -151,17 +152,16 @@ class UseCaseInputConfig(ConfigModel):
                     alphas,
                 )
             )
-        problems += [
+        twice = (
             problem(
                 ("adapter_names", index),
                 f"the adapter {name!r} appears twice in the use case {self.name!r}",
                 "name it once, with the sum of the strengths",
                 name,
             )
-            for index, name in enumerate(names)
-            if name in names[:index]
-        ]
-        raise_problems("UseCaseInputConfig", problems)
+            for index, name in repeated(names)
+        )
+        raise_problems("UseCaseInputConfig", chain(problems, twice))
         return self
 
 
@@ -203,7 +203,7 @@ class LoraConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:
-        raise_problems("LoraConfig", [*self._name_problems(), *self._unknown_adapters()])
+        raise_problems("LoraConfig", chain(self._name_problems(), self._unknown_adapters()))
         return self
 
     def _name_problems(self) -> Iterator[InitErrorDetails]:

@@ -1,13 +1,15 @@
 """`OUT/pack.json`: what a pack holds and what it was made from; runtime and validation read it.
 
 Keys that are None are left out of the file. There is no time and no host name in it, and no
-absolute path: the same input gives the same bytes, and a pack can be moved.
+absolute path: the same input gives the same bytes, and a pack can be moved. The manifest covers
+every file of the pack, and its own bytes by a seal (lora_quant.config.manifest_seal).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +23,8 @@ from lora_quant.config.base_model import (
     raise_problems,
     to_document,
 )
-from lora_quant.config.documents import LocatedDocument, dump_json, read_json, read_json_located
+from lora_quant.config.document_text import read_bytes
+from lora_quant.config.documents import LocatedDocument, dump_json, parse_json, read_json_located
 from lora_quant.config.finding_records import FindingRecord
 from lora_quant.config.manifest_records import (
     AdapterRecord,
@@ -32,11 +35,13 @@ from lora_quant.config.manifest_records import (
     InputRecord,
     OverridableRecord,
     PackFile,
+    Sha256,
     TargetRecord,
     TensorRecord,
     ToolRecord,
     UseCaseRecord,
 )
+from lora_quant.config.manifest_seal import is_sealed, seal_manifest
 from lora_quant.config.names import FolderName, clashes
 from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import ConfigError, InputMissingError, Where, did_you_mean
@@ -50,6 +55,10 @@ class Manifest(ConfigModel):
     """The manifest of a pack."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this layout.")
+    manifest_sha256: Sha256 = Field(
+        description="The seal: SHA-256 of the bytes of this file, where the 64 digits of this "
+        "field are taken as zeros."
+    )
     tool: ToolRecord
     mode: Literal["none", "adapter_only", "all"] = Field(
         description="Which tensors may change their encoding between use cases."
@@ -90,12 +99,12 @@ class Manifest(ConfigModel):
     def _check(self) -> Manifest:
         raise_problems(
             "Manifest",
-            [
-                *self._name_problems(),
-                *self._slot_problems(),
-                *self._alpha_problems(),
-                *self._target_problems(),
-            ],
+            chain(
+                self._name_problems(),
+                self._slot_problems(),
+                self._alpha_problems(),
+                self._target_problems(),
+            ),
         )
         return self
 
@@ -222,8 +231,8 @@ class Manifest(ConfigModel):
         return target.alpha or self.alpha
 
     def dump(self) -> str:
-        """The content of `pack.json`."""
-        return dump_json(to_document(self, exclude_none=True))
+        """The content of `pack.json`, sealed."""
+        return seal_manifest(dump_json(to_document(self, exclude_none=True)))
 
 
 def _input_problems(
@@ -250,15 +259,16 @@ def _taken(path: PathParts, name: str) -> InitErrorDetails:
     )
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, *, check_seal: bool = True) -> Manifest:
     """Read `pack.json`, or the one inside the folder `path`.
 
-    Raises InputMissingError if it is missing, and ConfigError if it is not accepted or of a layout
-    that this version does not know.
+    Raises InputMissingError if it is missing, and ConfigError if it is not accepted, of a layout
+    that this version does not know or, unless `check_seal` is false, changed since it was written.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
     try:
-        return _manifest_of(LocatedDocument(read_json(file, max_bytes=_MAX_BYTES), source=file))
+        content = read_bytes(file, max_bytes=_MAX_BYTES)
+        manifest = _manifest_of(LocatedDocument(parse_json(content, source=file), source=file))
     except InputMissingError as error:
         missing = f"the folder is not a pack: it has no {MANIFEST_FILE}"
         raise InputMissingError(
@@ -268,7 +278,15 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except ConfigError:
         # Positions cost a second scan: they are made only when there is something to say.
-        return _manifest_of(read_json_located(file, max_bytes=_MAX_BYTES))
+        _manifest_of(read_json_located(file, max_bytes=_MAX_BYTES))
+        raise
+    if check_seal and not is_sealed(content):
+        raise ConfigError(
+            f"{MANIFEST_FILE} was changed since it was written",
+            where=Where(file=file),
+            hint="build the pack again, or take the file from an undamaged copy",
+        )
+    return manifest
 
 
 def _manifest_of(document: LocatedDocument) -> Manifest:

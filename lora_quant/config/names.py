@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -69,6 +69,15 @@ def clashes(names: Iterable[str]) -> list[tuple[int, str]]:
         else:
             seen[key] = name
     return result
+
+
+def repeated(names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Index of each name that occurs before, and the name."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            yield index, name
+        seen.add(name)
 
 
 def plain_name_problem(name: str) -> str | None:

@@ -20,6 +20,15 @@ class Fault:
     problem: str
 
 
+MAX_WHOLE = 2**64 - 1
+"""No field of any file needs more bits, and longer numbers cannot be printed or made floats."""
+
+
+def too_large() -> str:
+    """The problem text for a whole number beyond the bound, the same for YAML and JSON."""
+    return "a whole number has more than 64 bits"
+
+
 def too_deep() -> str:
     """The problem text for nesting beyond the bound, the same for YAML and JSON."""
     return f"nested deeper than the {MAX_DEPTH} levels that are accepted"
@@ -71,7 +80,9 @@ def _scalar_problem(value: Any) -> str | None:
         return None if value.isascii() else _text_problem(value)
     if kind is float:
         return None if isfinite(value) else "NaN and infinity are not accepted"
-    if value is None or kind is int or kind is bool:
+    if kind is int:
+        return None if -MAX_WHOLE <= value <= MAX_WHOLE else too_large()
+    if value is None or kind is bool:
         return None
     return f"a value of type {kind.__name__} has no place in a document"
 

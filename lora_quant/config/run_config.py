@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lora_quant.config.base_model import ConfigModel, from_document, problem, raise_problems
 from lora_quant.config.documents import read_yaml_located
-from lora_quant.config.names import FolderName, PlainName
+from lora_quant.config.names import FolderName, PlainName, repeated
 
 
 class AdapterRunConfig(ConfigModel):
@@ -28,19 +28,17 @@ class UseCaseRunConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check(self) -> UseCaseRunConfig:
-        names = [a.name for a in self.adapters]
         raise_problems(
             "UseCaseRunConfig",
-            [
+            (
                 problem(
                     ("adapters", index, "name"),
                     f"the adapter {name!r} is named twice",
                     "give it one strength",
                     name,
                 )
-                for index, name in enumerate(names)
-                if name in names[:index]
-            ],
+                for index, name in repeated(a.name for a in self.adapters)
+            ),
         )
         return self
 

@@ -54,6 +54,10 @@ _LIST_HINT = "put it in [ ], or write one '- item' a line"
 _QUOTES_HINT = "put it in quotes to make it text"
 
 
+MOST_PROBLEMS = 50
+"""How many problems of one document are told."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem: where it is, what is wrong, and what to do."""
@@ -78,7 +82,7 @@ def config_error(
     """All problems of a pydantic error as one ConfigError at the place of the first one."""
     problems = [
         _problem(detail, model, document.value, by_alias)
-        for detail in error.errors(include_url=False)
+        for detail in error.errors(include_url=False)[:MOST_PROBLEMS]
     ]
     problems.sort(key=lambda p: document.position(p.path) or (0, 0))
     first = problems[0]

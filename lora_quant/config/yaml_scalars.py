@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from math import isfinite
 
+from lora_quant.config.plain_values import MAX_WHOLE, too_large
+from lora_quant.errors import cut
+
+_LONGEST_WHOLE = 1000
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _TRUE = frozenset(("true", "True", "TRUE"))
 _FALSE = frozenset(("false", "False", "FALSE"))
@@ -27,19 +31,27 @@ def resolve(text: str) -> str | int | float | bool | None:
     if text in _FALSE:
         return False
     if _INT.fullmatch(text):
-        return int(text)
+        return _whole(text, 10)
     if _OCTAL.fullmatch(text):
-        return int(text, 0)
+        return _whole(text, 0)
     if _HEX.fullmatch(text):
-        return int(text, 0)
+        return _whole(text, 0)
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not accepted")
     if _FLOAT.fullmatch(text):
         number = float(text)
         if not isfinite(number):
-            raise ValueError(f"{text} is beyond the range of a double")
+            raise ValueError(f"{cut(text, most=40)} is beyond the range of a double")
         return number
     return text
+
+
+def _whole(text: str, base: int) -> int:
+    # Longer texts are not worth the time to convert, which grows with the square of the length.
+    value = int(text, base) if len(text) <= _LONGEST_WHOLE else MAX_WHOLE + 1
+    if abs(value) > MAX_WHOLE:
+        raise ValueError(f"{cut(text, most=40)}: {too_large()}")
+    return value
 
 
 def is_plain_text(text: str) -> bool:

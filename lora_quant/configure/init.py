@@ -15,13 +15,13 @@ from lora_quant.config.attach_map import read_attach_map
 from lora_quant.config.lora_config import AdapterConfig, LoraConfig, UseCaseInputConfig
 from lora_quant.config.names import clashes, folder_name_problem
 from lora_quant.configure.draft import Drafted
-from lora_quant.configure.fitting import Fitting, error_finding
 from lora_quant.configure.trial import Trial, try_build
 from lora_quant.configure.written_config import Notes
 from lora_quant.errors import ConfigError, LoraQuantError, Where, did_you_mean
 from lora_quant.findings import Finding
 from lora_quant.graph.base.base_graph import open_base
 from lora_quant.passes.compilation import Progress, no_progress
+from lora_quant.passes.fitting import Fitting, error_finding
 from lora_quant.targets.files.peft_checkpoint import FILES
 
 BASE = "base"

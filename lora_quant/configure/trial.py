@@ -1,6 +1,6 @@
-"""What a build would make of a configuration, up to the point where it would write.
+"""What a build would make of a configuration, told in few lines.
 
-config  ->  read-exported, lower-adapters, ..., merge-encodings  ->  findings, or why it stops
+config  ->  dry run  ->  one finding of each rule, or why it stops
 """
 
 from __future__ import annotations
@@ -10,21 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from lora_quant.config.lora_config import LoraConfig
-from lora_quant.config.options import BuildOptions
-from lora_quant.config.use_case_graphs import base_model
-from lora_quant.configure.fitting import error_finding
-from lora_quant.errors import EncodingsError, LoraQuantError
+from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding, Severity
-from lora_quant.graph.base.base_graph import open_base
-from lora_quant.passes.compilation import Compilation, Progress, no_progress
-from lora_quant.passes.runner import PIPELINE, default_passes, run_passes
-
-# Use cases that were calibrated as a whole need the first, and biases of 2.0.0 the second.
-_LOOSER = (
-    ("--mode all", BuildOptions(mode="all")),
-    ("--mode all --fixed-conflict base", BuildOptions(mode="all", fixed_conflict="base")),
-)
-_PASSES = PIPELINE[: PIPELINE.index("emit-packs")]
+from lora_quant.passes.compilation import Progress, no_progress
+from lora_quant.passes.dry_run import dry_run
+from lora_quant.passes.fitting import error_finding
 
 
 @dataclass(frozen=True)
@@ -36,46 +26,26 @@ class Trial:
 
 
 def try_build(config: LoraConfig, progress: Progress = no_progress) -> Trial:
-    """Try a build with default options, and with those that encodings may call for.
+    """Try a build with default options, and with those that it may call for.
 
     `config` has paths that can be opened; nothing is written. What would stop the build is a
     finding that is an error.
     """
     try:
-        return _tried(config, progress)
+        found = dry_run(config, progress=progress)
     except LoraQuantError as error:
         return Trial((error_finding(error),))
-
-
-def _tried(config: LoraConfig, progress: Progress) -> Trial:
-    try:
-        return Trial(_noticed(config, BuildOptions(), progress))
-    except EncodingsError as error:
-        first = error
-    for text, options in _LOOSER:
-        try:
-            findings = _noticed(config, options, progress)
-        except EncodingsError:
-            continue
-        needed = Finding(
-            "configure/needs-options",
-            Severity.WARNING,
-            f"a build needs {text}: {first.message}",
-            first.where,
-            first.hint,
-        )
-        return Trial((needed, *findings), text)
-    raise first
-
-
-def _noticed(config: LoraConfig, options: BuildOptions, progress: Progress) -> tuple[Finding, ...]:
-    start = Compilation(
-        config=config,
-        options=options,
-        base=open_base(base_model(config)),
-        progress=progress,
+    findings = tuple(_first_of_each(found.findings))
+    if found.reason is None:
+        return Trial(findings)
+    needed = Finding(
+        "configure/needs-options",
+        Severity.WARNING,
+        f"a build needs {found.options}: {found.reason.message}",
+        found.reason.where,
+        found.reason.hint,
     )
-    return tuple(_first_of_each(run_passes(start, default_passes(_PASSES)).findings))
+    return Trial((needed, *findings), found.options)
 
 
 def _first_of_each(findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -18,8 +18,7 @@ from lora_quant.config.base_model import relative_path, to_document
 from lora_quant.config.documents import dump_yaml
 from lora_quant.config.lora_config import LoraConfig, map_paths
 from lora_quant.config.schemas import schema_file, schema_text
-from lora_quant.config.whole_files import replace_texts
-from lora_quant.errors import PackError, Where
+from lora_quant.config.whole_files import write_files
 
 SCHEMA_NAME = "lora-config"
 
@@ -66,36 +65,18 @@ def config_text(
 
 
 def write_config(text: str, path: Path, *, force: bool, schema: bool) -> tuple[Path, ...]:
-    """Write the text, and with `schema` the schema beside it; the paths of both.
+    """Write the text, and with `schema` the schema beside it, both or none; the paths of both.
 
     Raises PackError if a file is there and `force` is not given, or cannot be written. A schema
     that is there already is left as it is.
     """
-    check_free(path, force=force)
-    written = [path]
-    _write(path, text)
+    texts = {path: text}
     if schema:
         beside = path.with_name(schema_file(SCHEMA_NAME))
-        if not beside.exists():
-            _write(beside, schema_text(SCHEMA_NAME))
-            written.append(beside)
-    return tuple(written)
-
-
-def check_free(path: Path, *, force: bool) -> None:
-    """Raise PackError unless `path` can be written: its folder is there, the file is not."""
-    if not path.parent.is_dir():
-        raise PackError(
-            "the folder of the output file does not exist",
-            where=Where(file=path),
-            hint="make the folder, or choose another file with -o",
-        )
-    if os.path.lexists(path) and not force:
-        raise PackError(
-            "the output file exists",
-            where=Where(file=path),
-            hint="add --force to replace it, or choose another file with -o",
-        )
+        if not os.path.lexists(beside):
+            texts[beside] = schema_text(SCHEMA_NAME)
+    write_files(texts, force=force)
+    return tuple(texts)
 
 
 def _short(adapter: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +91,3 @@ def _given(item: dict[str, Any]) -> dict[str, Any]:
 def _item(item: dict[str, Any], notes: Mapping[str, Sequence[str]]) -> list[str]:
     said = [f"# {line}" for line in notes.get(item["name"], ())]
     return [*said, *dump_yaml([item]).splitlines()]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_texts({path: text})
-    except OSError as error:
-        raise PackError(
-            f"cannot write: {error.strerror or error}",
-            where=Where(file=path),
-            hint="check permissions and free space, or choose another file with -o",
-        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lora_quant.config.documents import parse_json, read_json
+from lora_quant.config.whole_files import write_file
 from lora_quant.encodings import aimet_0_6_1, aimet_1_0_0, aimet_2_0_0, fragment
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.json_entry import describe
@@ -64,21 +65,20 @@ def encodings_text(file: EncodingFile) -> Iterator[str]:
 def write_encodings(file: EncodingFile, target: Path | TextIO) -> None:
     """Write `file` in its own version to a path (UTF-8, LF) or to an open text stream.
 
-    The same content gives the same bytes. A path appears whole or not at all: the text goes to a
-    neighbour `<name>.partial`, which is renamed.
+    The same content gives the same bytes. A path appears whole or not at all, and a file that is
+    there is replaced; PackError if it cannot be written.
     """
     if not isinstance(target, Path):
         target.writelines(encodings_text(file))
         return
-    partial = target.with_name(target.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(encodings_text(file))
-        partial.replace(target)
+        write_file(
+            target,
+            lambda out: out.writelines(piece.encode() for piece in encodings_text(file)),
+            force=True,
+        )
     except EncodingsError as error:
         raise _in_file(error, target) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(document: Any, source: Path | None) -> EncodingFile:

@@ -27,6 +27,7 @@ from lora_quant.config.manifest_records import (
     UseCaseRecord,
     VectorRecord,
 )
+from lora_quant.config.manifest_seal import UNSEALED
 from lora_quant.graph.attach.resolver import Resolution
 from lora_quant.graph.branching.updatable_weights import updatable_weights
 from lora_quant.graph.files.data_files import sampled_sha256
@@ -55,6 +56,7 @@ def build_manifest(
     described = tuple(_described(one, inputs) for one in _in_graphs(compilation))
     inputs.add_config(compilation)
     return Manifest(
+        manifest_sha256=UNSEALED,
         tool=ToolRecord(name="lora-quant", version=__version__),
         mode=compilation.options.mode,
         max_rank=branched.max_rank,

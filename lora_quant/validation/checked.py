@@ -13,13 +13,15 @@ from lora_quant.validation.kinds import Kind
 class Checked:
     """One file or pack: what it is (None if it is not known) and what was found.
 
-    ignored: findings that the person chose not to see.
+    ignored: findings that the person chose not to see. traceback: of a defect of ours, as Python
+    prints it.
     """
 
     path: Path
     kind: Kind | None
     findings: tuple[Finding, ...]
     ignored: int = 0
+    traceback: str | None = None
 
     @property
     def problems(self) -> int:

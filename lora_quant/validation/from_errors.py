@@ -1,26 +1,47 @@
-"""Errors of the project's readers as findings: a check goes on where a build stops."""
+"""Errors of the project's readers as findings: a check goes on where a build stops.
+
+AttachPointError  ->  graph/attach-point          ConfigError  ->  document/invalid
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from lora_quant.errors import AdapterError, EncodingsError, GraphError, LoraQuantError
-from lora_quant.findings import Finding, Severity
+from lora_quant.errors import (
+    AdapterError,
+    AttachPointError,
+    EncodingsError,
+    GraphError,
+    InputMissingError,
+    LoraQuantError,
+    UnsupportedAdapterError,
+)
+from lora_quant.findings import Finding
+from lora_quant.validation.catalogue import adapter, document, encodings, graph
+from lora_quant.validation.rule import Rule
 
-_AREAS = ((AdapterError, "adapter"), (EncodingsError, "encodings"), (GraphError, "graph"))
+RULES_OF_ERRORS: Final[tuple[tuple[type[LoraQuantError], Rule], ...]] = (
+    (UnsupportedAdapterError, adapter.UNSUPPORTED),
+    (AdapterError, adapter.INVALID),
+    (EncodingsError, encodings.INVALID),
+    (AttachPointError, graph.ATTACH_POINT),
+    (GraphError, graph.INVALID),
+    (InputMissingError, document.MISSING),
+    (LoraQuantError, document.INVALID),
+)
+"""The first class that an error is of decides; every error is of the last."""
+
+
+def rule_of(error: LoraQuantError) -> Rule:
+    """The rule that is broken where a reader raises `error`."""
+    return next(rule for kind, rule in RULES_OF_ERRORS if isinstance(error, kind))
 
 
 def finding_of(error: LoraQuantError, *, shown: Path) -> Finding:
-    """The finding `<area>/<code of the error>`, placed in the file `shown`.
-
-    The area is adapter, encodings or graph by the class of the error, and otherwise document.
-    """
-    area = next((name for kind, name in _AREAS if isinstance(error, kind)), "document")
+    """The finding of an error, placed in the file `shown`; its hint is the error's own."""
+    rule = rule_of(error)
     return Finding(
-        rule=f"{area}/{error.code}",
-        severity=Severity.ERROR,
-        message=error.message,
-        where=replace(error.where, file=shown),
-        hint=error.hint,
+        rule.id, rule.severity, error.message, replace(error.where, file=shown), error.hint
     )

@@ -13,8 +13,8 @@ from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.passes.compilation import Compilation
 from lora_quant.passes.contract import Condition, PassResult
 from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder
+from lora_quant.validation.documents.schema_check import Depth
 from lora_quant.validation.pack.check import check_pack
-from lora_quant.validation.schema_check import Depth
 
 _SHOWN = 5
 

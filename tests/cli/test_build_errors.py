@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,10 +240,10 @@ def test_adapter_of_another_size(build: Build, config: Path) -> None:
 
 def test_output_that_may_not_be_written(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the refusal is made here.
-    def refuse(**_: object) -> str:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     outcome = build()
     assert outcome.code == 1
     assert "cannot write: Permission denied" in outcome.err

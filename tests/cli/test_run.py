@@ -101,7 +101,7 @@ def test_a_file_is_replaced_with_force_only(
     words = ["run", "OUT", "--use-case", "tone", "--inputs", "x.npz", "-o", "y.npz"]
     assert run(words) == 1
     assert Path("y.npz").read_bytes() == b"mine"
-    assert "replace it with --force" in capfd.readouterr().err
+    assert "add --force to replace it" in capfd.readouterr().err
     assert run([*words, "--force"]) == 0
     with np.load("y.npz") as written:
         assert_as(dict(written), USE_CASES["tone"])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.config.documents import dump_json, dump_yaml, parse_json, parse_yaml
+from lora_quant.config.plain_values import MAX_WHOLE
 from lora_quant.errors import ConfigError
 
 ODD = [
@@ -38,7 +39,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
 SCALARS = (
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-MAX_WHOLE, MAX_WHOLE)
     | st.floats(allow_nan=False, allow_infinity=False)
     | TEXT
 )

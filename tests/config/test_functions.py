@@ -214,5 +214,5 @@ def test_an_importer_config_of_aimet_is_read() -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="the file cannot be written"):
+    with pytest.raises(PackError, match="the folder of the output file does not exist"):
         serialize_lora_importer_config(items(tmp_path), tmp_path / "none" / "f.yaml")

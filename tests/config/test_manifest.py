@@ -10,6 +10,7 @@ import pytest
 from lora_quant.config.documents import dump_json, read_json
 from lora_quant.config.finding_records import FindingRecord
 from lora_quant.config.manifest import Manifest, read_manifest
+from lora_quant.config.manifest_seal import seal_manifest
 from lora_quant.errors import ConfigError, InputMissingError, Where
 from lora_quant.findings import Finding, Severity
 
@@ -244,5 +245,6 @@ def test_the_inputs_of_a_target_add_up(
 
 
 def test_without_a_record_of_its_own_a_target_has_the_alpha_of_the_pack(tmp_path: Path) -> None:
-    (tmp_path / "pack.json").write_text(dump_json(target_with(lambda t: t.pop("alpha"))))
+    text = dump_json(target_with(lambda t: t.pop("alpha")))
+    (tmp_path / "pack.json").write_text(seal_manifest(text))
     assert read_manifest(tmp_path).targets[1].alpha is None

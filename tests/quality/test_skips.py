@@ -25,6 +25,14 @@ SYSTEM = {
     "the child is a shell script": "Windows has no sh",
     "not a git checkout": "an unpacked source distribution",
     "no device that is always full": "/dev/full is Linux's",
+    "no device without an end": "Windows has no /dev/zero",
+    "files of POSIX": "Windows has other rights, and no names of bytes",
+    "children are forked": "Windows has no fork",
+    "the file system has no files of such a size": "some have no files of holes",
+    "only root mounts file systems": "a disk that is really full, in slow tests",
+    "an older ONNX Runtime": "Python 3.10 has none that takes the newest graphs",
+    "no npm": "validators that are no Python packages, in slow tests",
+    "the package is of Linux": "a program that is packed for each system",
 }
 
 

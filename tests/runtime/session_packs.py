@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from lora_quant.config.manifest import Manifest
+from lora_quant.config.manifest_seal import UNSEALED
 from lora_quant.graph.files.data_files import sampled_sha256
 
 Array = NDArray[Any]
@@ -182,6 +183,7 @@ class Handmade:
             "sampled_sha256": sampled_sha256(data),
         }
         document = {
+            "manifest_sha256": UNSEALED,
             "tool": {"name": "lora-quant", "version": "0"},
             "mode": "none",
             "max_rank": sum(RANKS.values()),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_quant.api import build
+from lora_quant.config.manifest_seal import seal_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import LoraQuantError, PackError
 from lora_quant.targets.files.pack_folder import HashingWriter, PackFolder
@@ -169,7 +170,7 @@ def test_files_of_every_role_are_replaced(config: Path, out: Path) -> None:
         (out / "qnn" / name).write_bytes(b"{}")
         record = {"role": role, "path": f"qnn/{name}", "size": 2, "sha256": "0" * 64}
         document["targets"][0]["files"].append(record)
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(seal_manifest(json.dumps(document)), encoding="utf-8")
     build(config, out, options("onnxruntime"))
     assert check_pack(out) == ()
     assert not (out / "qnn").exists()

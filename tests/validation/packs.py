@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_quant.config.manifest_seal import seal_manifest
 from lora_quant.findings import Finding
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "tiny_llama"
@@ -15,12 +16,13 @@ SAMPLE = Path(__file__).parents[2] / "samples" / "tiny_llama"
 Edit = Callable[[dict[str, Any]], object]
 
 
-def edit_manifest(pack: Path, edit: Edit) -> None:
-    """Change `pack.json`."""
+def edit_manifest(pack: Path, edit: Edit, *, seal: bool = True) -> None:
+    """Change `pack.json`, and seal it again."""
     path = pack / "pack.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     edit(document)
-    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    text = json.dumps(document, indent=1)
+    path.write_text(seal_manifest(text) if seal else text, encoding="utf-8")
 
 
 def edit_json(path: Path, edit: Edit) -> None:

@@ -21,8 +21,8 @@ from lora_quant.errors import AdapterError, InputMissingError
 from lora_quant.findings import Severity
 from lora_quant.graph.records import TensorRecord
 from lora_quant.targets.files.onnx_adapter_writer import write_adapter
-from lora_quant.validation.adapter_check import check_adapter
-from lora_quant.validation.adapter_file import MOST_PARAMETERS, read_adapter_file
+from lora_quant.validation.files.adapter_check import check_adapter
+from lora_quant.validation.files.adapter_file import MOST_PARAMETERS, read_adapter_file
 from lora_quant.validation.kinds import Kind
 from lora_quant.validation.validate import validate_paths
 from tests.validation.packs import rules
@@ -230,7 +230,7 @@ def test_an_attack_is_refused_with_a_reason(name: str, tmp_path: Path) -> None:
         read_adapter_file(path)
     assert caught.value.where.file == path
     assert caught.value.hint is not None
-    assert rules(check_adapter(path)) == ["adapter/LQ200"]
+    assert rules(check_adapter(path)) == ["adapter/invalid"]
 
 
 def test_two_parameters_may_not_share_values(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 from lora_quant.config.schemas import load_schema
-from lora_quant.validation.long_arrays import items_keyword, representatives
+from lora_quant.validation.documents.long_arrays import items_keyword, representatives
 
 SCHEMA = load_schema("aimet-encodings-0.6.1")
 PLAIN = Draft202012Validator(SCHEMA)

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from lora_quant.api import build
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.manifest import read_manifest
+from lora_quant.config.manifest_seal import seal_manifest
 from lora_quant.config.options import BuildOptions
 from lora_quant.findings import Finding
 from lora_quant.graph.files.model_file import load_model
+from lora_quant.validation.documents.schema_check import Depth
 from lora_quant.validation.pack.check import check_pack
 from lora_quant.validation.pack.overridable import check_overridable
 from lora_quant.validation.pack.view import PackView
-from lora_quant.validation.schema_check import Depth
 from tests.runtime.kinds import pack_of
 from tests.runtime.test_verify_prompts import prompt_pack
 from tests.validation.packs import edit_manifest, flip_byte, manifest_files, one, rehash, rules
@@ -248,7 +249,7 @@ def test_swapped_files_of_two_use_cases(pack: Path) -> None:
 def test_a_graph_that_cannot_be_read_hides_no_adapter(pack: Path) -> None:
     (pack / "onnxruntime" / "model.onnx").write_bytes(b"no graph")
     edit_adapter(pack, lambda tensors: tensors.pop(ALPHA))
-    assert rules(check_quickly(pack)) == ["graph/LQ300", "pack/adapter-alpha"]
+    assert rules(check_quickly(pack)) == ["graph/invalid", "pack/adapter-alpha"]
 
 
 def test_a_use_case_without_a_file(pack: Path) -> None:
@@ -389,7 +390,7 @@ def test_a_manifest_that_contradicts_itself(name: str, pack: Path) -> None:
     edit, message, field = MANIFEST_EDITS[name]
     edit_manifest(pack, with_target(edit))
     [finding] = check_quickly(pack)
-    assert finding.rule == "document/LQ100"
+    assert finding.rule == "document/invalid"
     assert message in finding.message
     assert finding.where.field is not None
     assert finding.where.field.startswith(field)
@@ -413,7 +414,7 @@ def test_every_flipped_byte_of_the_record_of_a_target_is_found(pack: Path) -> No
     document = json.loads(path.read_text(encoding="utf-8"))
     order = {key: document[key] for key in document if key != "targets"}
     order["targets"] = document["targets"]
-    text = json.dumps(order, separators=(",", ":")).encode()
+    text = seal_manifest(json.dumps(order, separators=(",", ":"))).encode()
     start = text.index(b'"targets":')
     generator = random.Random(1)
     for offset in sorted(generator.sample(range(start, len(text)), 60)):
@@ -562,7 +563,7 @@ def test_a_compiled_graph_that_is_none(pack: Path) -> None:
     assert "has no EPContext node" in one(check_quickly(pack), "pack/context").message
     (pack / CONTEXT).write_bytes(b"no graph")
     rehash(pack)
-    assert one(check_quickly(pack), "graph/LQ300").where.file == pack / CONTEXT
+    assert one(check_quickly(pack), "graph/invalid").where.file == pack / CONTEXT
 
 
 def test_a_compiled_graph_without_defaults(pack: Path) -> None:

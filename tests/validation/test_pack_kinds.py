@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from lora_quant.config.options import BuildOptions
 from lora_quant.findings import Finding
+from lora_quant.validation.documents.schema_check import Depth
 from lora_quant.validation.pack.check import check_pack
-from lora_quant.validation.schema_check import Depth
 from tests.runtime.kinds import Tensors, edit_tensors, pack_of
 from tests.runtime.test_verify_prompts import prompt_pack
 from tests.validation.packs import edit_manifest, one, rehash, rules

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import AdapterError, InputMissingError, Where
 
 Stamp = tuple[int, int]
@@ -19,14 +20,13 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 @contextmanager
 def opened(path: Path) -> Iterator[FileIO]:
     """The file, unbuffered; InputMissingError if it is none or cannot be read."""
-    # asked first because opening a pipe would wait for its other end
-    if not path.is_file():
-        problem = "is not a regular file" if path.exists() else "does not exist"
+    if not _is_file(path):
+        problem = "is not a regular file" if os.path.lexists(path) else "does not exist"
         raise InputMissingError(
             f"the weights file {problem}", where=Where(file=path), hint="check the path"
         )
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             yield file
     except OSError as error:
         raise InputMissingError(
@@ -34,6 +34,13 @@ def opened(path: Path) -> Iterator[FileIO]:
             where=Where(file=path),
             hint="check the path and its permissions",
         ) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # such as a name that is too long, or holds a zero byte
+        return False
 
 
 def stamp(file: FileIO) -> Stamp:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,8 @@ class SpillFile:
     """Writes once, reads often; not for several threads."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the arrays)
+        with _on_disk():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the arrays)
         weakref.finalize(self, self._file.close)
         self._end = 0
 
@@ -43,19 +46,26 @@ class SpillFile:
         """Keep one array; PackError if the disk is full."""
         kept = np.ascontiguousarray(values)
         place = Place(self._end, values.shape, kept.dtype)
-        try:
+        with _on_disk():
             self._file.seek(self._end)
             self._end += self._file.write(kept.reshape(-1).view(np.uint8).data)
-        except OSError as error:
-            raise PackError(
-                f"what was computed cannot be kept in a temporary file: {error.strerror or error}",
-                hint="free space in the folder for temporary files, or name another with TMPDIR",
-            ) from error
         return place
 
     def get(self, place: Place) -> NDArray[Any]:
-        """One array as it was put, contiguous."""
+        """One array as it was put, contiguous; PackError if it could not be kept."""
         values = np.empty(place.shape, place.dtype)
-        self._file.seek(place.offset)
-        self._file.readinto(values.reshape(-1).view(np.uint8).data)
+        with _on_disk():  # what waits in a buffer is written first
+            self._file.seek(place.offset)
+            self._file.readinto(values.reshape(-1).view(np.uint8).data)
         return values
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PackError(
+            f"what was computed cannot be kept in a temporary file: {error.strerror or error}",
+            hint="free space in the folder for temporary files, or name another with TMPDIR",
+        ) from error

@@ -11,6 +11,7 @@ expand without bound, and files of torch before 1.6 (tar, bare pickle) are refus
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from lora_quant.errors import (
 
 _MAX_PICKLE_BYTES = 8 * 1024 * 1024
 _MAX_ENTRIES = 200_000
+_MAX_DIRECTORY_BYTES = 64 * 1024 * 1024
 LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
@@ -108,7 +110,7 @@ class TorchZipFile:
 def _read_directory(file: FileIO, path: Path) -> Mapping[str, _Place]:
     where = Where(file=path)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(_Directory(file.fileno()))
         entries = {entry.filename: entry for entry in archive.infolist()}
         repeated = len(entries) != len(archive.infolist())
     except _ZIP_ERRORS as error:
@@ -251,6 +253,21 @@ class _Bounds:
             )
         self._file.seek(start)
         return self._file.read(size)
+
+
+class _Directory(FileIO):
+    """The file as zipfile sees it, which takes memory for whatever size the archive claims."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "rb", closefd=False)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most as many bytes as the directory of an adapter has; ValueError for more."""
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _MAX_DIRECTORY_BYTES:
+            raise ValueError(f"its directory claims {size} bytes")
+        return super().read(max(size, 0)) or b""
 
 
 _ZIP_ERRORS = (

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import InputMissingError, LoraQuantError, PackError, Where
 
 _CHUNK = 8 << 20
@@ -36,7 +37,7 @@ def sampled_sha256(path: Path) -> str:
     blocks. Raises InputMissingError if the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(f"{size}:".encode())
             if size <= SAMPLE_BLOCKS * SAMPLE_BLOCK_SIZE:
@@ -59,7 +60,7 @@ def copy_with_sha256(source: Path, target: Path) -> str:
     """
     try:
         before = source.stat()
-        reader = source.open("rb")
+        reader = open_regular(source)
     except OSError as error:
         raise _unreadable(source, error) from error
     with reader, _Hasher(source) as hasher:
@@ -120,7 +121,7 @@ class _Hasher:
 def _hash(path: Path, stopped: Callable[[], bool]) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while not stopped() and (chunk := file.read(_CHUNK)):
                 digest.update(chunk)
     except OSError as error:

@@ -29,7 +29,7 @@ def check_model_file(path: Path, waiting: Mapping[str, str] | None = None) -> Mo
     """
     if not waiting:
         return _check(path)
-    stand_in = path.with_name(f"{path.name}.check")
+    stand_in = stand_in_for(path)
     try:
         stand_in.write_bytes(_relocated(path.read_bytes(), waiting))
         return _check(stand_in)
@@ -39,6 +39,11 @@ def check_model_file(path: Path, waiting: Mapping[str, str] | None = None) -> Mo
         ) from error
     finally:
         stand_in.unlink(missing_ok=True)
+
+
+def stand_in_for(path: Path) -> Path:
+    """The copy that is checked in place of a graph whose data waits under other names."""
+    return path.with_name(f"{path.name}.check")
 
 
 def _relocated(data: bytes, locations: Mapping[str, str]) -> bytes:

@@ -6,22 +6,30 @@ the data files' sizes; see lora_quant.graph.files.external_data.
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
 from lora_quant.config.missing_path import missing_hint
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import GraphError, InputMissingError, Where
 from lora_quant.graph.files.external_data import DataFile, check_tensors
+from lora_quant.graph.files.message_count import has_more_parts
 from lora_quant.graph.files.structure import check_structure
 
 MINIMUM_OPSET = 7  # Mul and Add broadcast from here on
 _LARGEST_VERSION = 2**31 - 1  # onnx looks operators up by versions of 32 bits
 MINIMUM_IR = 4  # before, every initializer had to be a graph input as well
 PROTOBUF_LIMIT = 2**31 - 1
+COUNTED_FROM = 64 * 1024 * 1024
+"""Bytes; the parts of a smaller file take a few gigabytes at most."""
+MOST_PARTS = 20_000_000
+"""A million nodes with ten fields each, and as much again for attributes and tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +54,7 @@ def load_model(path: Path) -> ModelFile:
     """
     where = Where(file=path)
     data = _read(path, where)
+    _check_parts(data, where)
     try:
         proto = ModelProto.FromString(data)
     except DecodeError as error:
@@ -87,11 +96,12 @@ def default_opset(proto: ModelProto) -> int:
 
 def _read(path: Path, where: Where) -> bytes:
     try:
-        status = path.stat()
-        _check_kind(status.st_mode, where)
-        if status.st_size > PROTOBUF_LIMIT:
-            raise _too_large("this is no ONNX graph: it is larger", where)
-        return path.read_bytes()
+        _check_kind(path.stat().st_mode, where)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > PROTOBUF_LIMIT:
+                raise _too_large("this is no ONNX graph: it is larger", where)
+            return _read_up_to(file, size)
     except InputMissingError:
         raise
     except (OSError, ValueError) as error:
@@ -103,6 +113,15 @@ def _read(path: Path, where: Where) -> bytes:
         raise InputMissingError(message, where=where, hint=hint) from error
 
 
+def _read_up_to(file: FileIO, size: int) -> bytes:
+    """As many bytes as the file had when it was opened, also if it grows meanwhile."""
+    parts: list[bytes] = []
+    while size and (part := file.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
 def _check_kind(mode: int, where: Where) -> None:
     """A pipe would be waited for, a device read without an end."""
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -110,6 +129,15 @@ def _check_kind(mode: int, where: Where) -> None:
             "the ONNX graph is not a regular file",
             where=where,
             hint="name the `.onnx` file itself",
+        )
+
+
+def _check_parts(data: bytes, where: Where) -> None:
+    if len(data) > COUNTED_FROM and has_more_parts(data, ModelProto.DESCRIPTOR, MOST_PARTS):
+        raise GraphError(
+            f"the ONNX file has more than {MOST_PARTS:,} fields, which no exporter writes",
+            where=where,
+            hint="the file is damaged, or made to exhaust memory",
         )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from onnx import ModelProto, TensorProto
 
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import InputMissingError, PackError, Where
 from lora_quant.graph.files.element_types import DTYPES
 from lora_quant.graph.files.external_data import DataFile
@@ -94,7 +96,7 @@ def _range(tensor: TensorProto) -> tuple[int, int]:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return BufferedReader(open_regular(path))
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import GraphError, InputMissingError, Where
 from lora_quant.graph.files.element_types import DTYPES, type_name
 from lora_quant.graph.files.model_file import ModelFile
@@ -97,7 +98,7 @@ def _stored(
     path = model.path.parent / PurePosixPath(entries["location"])
     place = Where(file=path, tensor=where.tensor, node=where.node, module=where.module)
     try:
-        file = path.open("rb", buffering=0)
+        file = open_regular(path)
     except OSError as error:
         raise _unreadable(error, place) from error
     with file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lora_quant.config.document_text import read_bytes
 from lora_quant.config.lora_config import UseCaseInputConfig
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import ConfigError, Where, some
@@ -60,11 +61,12 @@ def updatable_findings(
 
 
 def read_tensor_list(path: Path) -> tuple[str, ...]:
-    """Names, one a line; empty lines are skipped. ConfigError for text that is not UTF-8."""
+    """Names, one a line; empty lines are skipped.
+
+    ConfigError for text that is not UTF-8 or longer than 256 MiB, InputMissingError for no file.
+    """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError("the list of tensors is over 256 MiB", where=Where(file=path))
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, max_bytes=_MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             "the list of tensors is not UTF-8 text", where=Where(file=path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +11,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from lora_quant.config.output_file import cannot_write_file, check_output_file
+from lora_quant.config.whole_files import write_file
 from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import PackError, Where
 
 SUFFIXES = (".npz", ".safetensors")
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
-_HINT = "check permissions and free space, or choose another file"
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -29,20 +28,7 @@ def check_output(path: Path, *, force: bool) -> None:
             f"outputs are written as {' or '.join(SUFFIXES)}, got {path.suffix!r}",
             where=Where(file=path),
         )
-    if path.is_dir():
-        raise PackError("the output file is a folder", where=Where(file=path))
-    if path.exists() and not force:
-        raise PackError(
-            "the output file is there already",
-            where=Where(file=path),
-            hint="choose another one, or replace it with --force",
-        )
-    if not path.absolute().parent.is_dir():
-        raise PackError(
-            "the folder of the output file does not exist",
-            where=Where(file=path),
-            hint="make it first, or choose another file",
-        )
+    check_output_file(path, force=force)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], *, force: bool = False) -> None:
@@ -59,24 +45,16 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], *, force: bool = False
                 where=Where(file=path, tensor=name),
                 hint="write other outputs only: name them with --output-name",
             )
-    waiting: Path | None = None
-    try:
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        waiting = Path(name)
-        with os.fdopen(number, "wb") as file:
-            _write(file, path.suffix, arrays)
-        waiting.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        waiting.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise PackError(f"cannot write: {error}", where=Where(file=path), hint=_HINT) from error
-    finally:
-        if waiting is not None:
-            waiting.unlink(missing_ok=True)
+    write_file(path, lambda file: _write(file, path, arrays), force=force)
 
 
-def _write(file: BinaryIO, suffix: str, arrays: Mapping[str, Array]) -> None:
-    if suffix == ".safetensors":
-        file.write(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+def _write(file: BinaryIO, path: Path, arrays: Mapping[str, Array]) -> None:
+    if path.suffix == ".safetensors":
+        try:
+            text = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        except SafetensorError as error:
+            raise cannot_write_file(path, error) from error
+        file.write(text)
         return
     # Not numpy.savez: it takes names as arguments, some of which are its own.
     with zipfile.ZipFile(file, "w") as archive:
@@ -84,9 +62,3 @@ def _write(file: BinaryIO, suffix: str, arrays: Mapping[str, Array]) -> None:
             entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -23,7 +23,7 @@ from lora_quant.runtime.feeds.prompts import read_prompt
 from lora_quant.runtime.session.graph import fits, told
 from lora_quant.runtime.session.pack_files import REBUILD, SessionPack
 from lora_quant.runtime.session.strengths import strength_values
-from lora_quant.validation.adapter_file import read_adapter_file
+from lora_quant.validation.files.adapter_file import read_adapter_file
 from lora_quant.validation.pack.overridable import owner_of
 
 

@@ -1,22 +1,25 @@
 """Publishing a pack: it appears whole or not at all.
 
 The pack grows in a hidden folder beside the output and appears by renaming. A build that fails or
-is interrupted leaves what was there before, and nothing else.
+is interrupted leaves what was there before, and nothing else; what a killed one leaves is cleaned
+up by the next build of the same output. One build writes an output at a time, a second one is
+refused (lora_quant.targets.files.build_journal).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from lora_quant.config.manifest import Manifest, read_manifest
+from lora_quant.config.publishing import sync_folder, sync_folders
 from lora_quant.errors import LoraQuantError, PackError, Where, some
 from lora_quant.graph.files.data_files import sha256_of
+from lora_quant.targets.files.build_journal import BuildJournal
 from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder, cannot_write, neighbour_names
 
 OutputCheck = Callable[[Path, bool], Mapping[str, str]]
@@ -33,21 +36,31 @@ class OutputTransaction:
         """Raises PackError at once if `output` exists and may not be replaced."""
         self._output = Path(os.path.normpath(output.absolute()))
         self._check = _check_output if check is None else check
-        self._old_neighbours = self._check(self._output, force)
         self._force = force
         self._made_parents: list[Path] = []
+        self._journal: BuildJournal | None = None
+        self._look()
 
     def __enter__(self) -> PackFolder:
+        """Raises PackError if another process is writing the output."""
         parent = self._output.parent
         self._made_parents = [p for p in (parent, *parent.parents) if not p.exists()]
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            staging = tempfile.mkdtemp(prefix=f".{self._output.name}.", suffix=".part", dir=parent)
-        except OSError as error:
+            with _refused(parent):
+                parent.mkdir(parents=True, exist_ok=True)
+            journal = self._journal = BuildJournal(self._output)
+            # An interrupt between any two statements leaves nothing, either.
+            weakref.finalize(self, journal.close)
+            self._old_neighbours = self._look()  # a build that was killed may have been taken back
+            with _refused(parent):
+                journal.staging.mkdir(mode=0o700)
+        except BaseException:
+            self._clean_up()
             self._remove_parents()
-            raise cannot_write(parent, error) from error
+            raise
+        replaceable = frozenset(self._old_neighbours)
         self._folder = PackFolder(
-            Path(staging), self._output, replaceable=frozenset(self._old_neighbours)
+            journal.staging, self._output, replaceable=replaceable, announce=journal.announce
         )
         return self._folder
 
@@ -60,43 +73,57 @@ class OutputTransaction:
         published = False
         try:
             if kind is None:
-                self._publish()
+                with _refused(self._output):
+                    self._publish()
                 published = True
         finally:
-            _remove(self._folder.root, *(waiting for waiting, _ in self._folder.neighbours))
+            self._clean_up()
             if not published:
                 self._remove_parents()
 
+    def _look(self) -> Mapping[str, str]:
+        """What the pack that is there has beside its base; PackError if it may not be replaced."""
+        found = self._check(self._output, self._force)
+        for folder, _, _ in os.walk(self._output):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PackError(
+                    "the output folder is write-protected, and is not replaced, not even with "
+                    "--force",
+                    where=Where(file=Path(folder)),
+                    hint="choose another output folder, or change its permissions",
+                )
+        return found
+
     def _publish(self) -> None:
+        if self._journal is None:
+            raise TypeError("the transaction was not entered")
         staging = self._folder.root
-        retired: list[Path] = []
-        moves: list[tuple[Path, Path]] = []
-        try:
-            staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            self._check(self._output, self._force)
-            pairs = [(staging, self._output), *self._folder.neighbours]
-            for waiting, final in pairs:
-                if final.exists():
-                    retired.append(waiting.with_name(f"{waiting.name}.old"))
-                    moves.append((final, retired[-1]))
-                    final.rename(retired[-1])
-                moves.append((waiting, final))
-                waiting.rename(final)
-        except BaseException as error:
-            for source, target in reversed(moves):
-                if not source.exists():  # an interrupt or an error may precede the rename
-                    target.rename(source)
-            if isinstance(error, OSError) and not isinstance(error, LoraQuantError):
-                raise cannot_write(self._output, error) from error
-            raise
-        _remove(*retired, *self._stale_neighbours())
+        staging.chmod(0o755)  # it was made so that only its owner can read it
+        sync_folders(staging)
+        self._look()
+        self._journal.publish(
+            map(self._output.joinpath, self._old_neighbours), self._stale_neighbours()
+        )
+        with contextlib.suppress(OSError):  # it is published, and would be without that
+            sync_folder(self._output.parent)
 
     def _stale_neighbours(self) -> Iterator[Path]:
         """Files that the replaced pack had beside its base and the new one has not."""
         for path, sha256 in self._old_neighbours.items():
-            file = self._output / path
+            file = Path(os.path.normpath(self._output / path))
             if path not in self._folder.files and file.is_file() and sha256_of(file) == sha256:
                 yield file
+
+    def _clean_up(self) -> None:
+        """Remove what is hidden; an interrupt is obeyed when that is gone."""
+        if self._journal is None:
+            return
+        with _refused(self._output):
+            try:
+                self._journal.close()
+            except KeyboardInterrupt:
+                self._journal.close()
+                raise
 
     def _remove_parents(self) -> None:
         with contextlib.suppress(OSError):  # somebody else put something into them
@@ -104,22 +131,15 @@ class OutputTransaction:
                 parent.rmdir()
 
 
-def _remove(*paths: Path) -> None:
-    """Delete files and folders that may be there; an interrupt is obeyed when they are gone."""
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the system does not let us do, as a PackError."""
     try:
-        _remove_all(paths)
-    except KeyboardInterrupt:
-        _remove_all(paths)
-        raise
-
-
-def _remove_all(paths: tuple[Path, ...]) -> None:
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        yield
+    except LoraQuantError:
+        raise  # some of them are OSErrors as well
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _check_output(output: Path, force: bool) -> Mapping[str, str]:

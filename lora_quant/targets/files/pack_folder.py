@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
 
 from lora_quant.config.manifest_records import AlphaRecord, OverridableRecord
 from lora_quant.config.real_path import real_path
 from lora_quant.errors import LoraQuantError, PackError, Where
 from lora_quant.graph.files.data_files import copy_with_sha256, sha256_of
+from lora_quant.targets.files.waiting_names import waiting_name
 
 MANIFEST = "pack.json"
 
@@ -93,7 +94,8 @@ class PackFolder:
     `output` is the absolute path that the pack will have. `target` is the name of the target that
     is writing. `neighbours` are finished files that belong into another folder (the base's, with
     --beside-base): where they wait and where they go. `replaceable` are those that the pack which
-    is being replaced has there, by path relative to the pack. `details` holds what targets tell of
+    is being replaced has there, by path relative to the pack. `announce` is told of each neighbour
+    before anything of it is written. `details` holds what targets tell of
     themselves, by name.
     """
 
@@ -101,6 +103,7 @@ class PackFolder:
     output: Path
     target: str = ""
     replaceable: frozenset[str] = frozenset()
+    announce: Callable[[Path], object] | None = None
     files: dict[str, PackedFile] = field(default_factory=dict)
     neighbours: list[tuple[Path, Path]] = field(default_factory=list)
     details: dict[str, TargetDetails] = field(default_factory=dict)
@@ -118,7 +121,7 @@ class PackFolder:
             writer.write(text.encode())
 
     def write_manifest(self, text: str) -> None:
-        """`pack.json`, which lists all other files and not itself."""
+        """`pack.json`, which lists all other files and covers itself by its seal."""
         with _open(self.root / MANIFEST) as writer:
             writer.write(text.encode())
 
@@ -126,6 +129,8 @@ class PackFolder:
         """A copy of a large file, hashed on the way."""
         target = self._target(path)
         digest = copy_with_sha256(source, target)
+        with _open(target, "r+b"):
+            pass  # to have it on the disk
         self.files[path] = self._packed(path, role, None, target.stat().st_size, digest)
 
     def refer(self, path: Path, role: str) -> str:
@@ -145,8 +150,7 @@ class PackFolder:
     @contextlib.contextmanager
     def create_neighbour(self, final: Path, role: str) -> Iterator[HashingWriter]:
         """A new file outside the pack, beside the base; it appears together with the pack."""
-        # Not two dots in a row: onnx takes them for a way out of the folder.
-        waiting = final.with_name(f".{final.name}.{self.root.name.lstrip('.')}")
+        waiting = waiting_name(final, self.root)
         path = self.relative(final)
         self._check_free(path)
         if path not in self.replaceable and (final.exists() or final.is_symlink()):
@@ -156,6 +160,11 @@ class PackFolder:
                 hint="it may be the graph of another pack of the same name: choose another output "
                 "name",
             )
+        if self.announce is not None:
+            try:
+                self.announce(final)
+            except OSError as error:
+                raise cannot_write(final, error) from error
         self.neighbours.append((waiting, final))
         with _open(waiting) as writer:
             yield writer
@@ -188,7 +197,9 @@ class PackFolder:
         self._check_free(path)
         target = self.root / path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            # Not `parents`: the pack's own folder is not made again if somebody removed it.
+            for folder in reversed(PurePosixPath(path).parents[:-1]):
+                (self.root / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(target, error) from error
         return target
@@ -201,11 +212,16 @@ class PackFolder:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[HashingWriter]:
-    """A new file; OSErrors become PackErrors, errors of what is being written pass as they are."""
+def _open(path: Path, mode: Literal["wb", "r+b"] = "wb") -> Iterator[HashingWriter]:
+    """A file that is on the disk at the end; OSErrors become PackErrors, others pass as they are.
+
+    Publishing removes the old pack: a power cut must not find the new one in memory only.
+    """
     try:
-        with path.open("wb") as file:
+        with path.open(mode) as file:
             yield HashingWriter(file)
+            file.flush()
+            os.fsync(file.fileno())
     except LoraQuantError:
         raise  # some of them are OSErrors as well
     except OSError as error:

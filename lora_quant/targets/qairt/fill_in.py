@@ -8,7 +8,6 @@ The pack stays as it is: its files are hashed.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,9 +15,8 @@ from lora_quant.config.documents import dump_json, read_json
 from lora_quant.config.genie import genie_blocks, read_genie_config
 from lora_quant.config.manifest import read_manifest
 from lora_quant.config.qnn_lora_config import SEPARATOR, QnnLoraConfig
-from lora_quant.config.whole_files import replace_texts
-from lora_quant.errors import ConfigError, PackError, Where
-from lora_quant.targets.files.pack_folder import cannot_write
+from lora_quant.config.whole_files import write_files
+from lora_quant.errors import ConfigError, Where
 from lora_quant.targets.qairt.sections import SUFFIX, Sections, find_sections
 
 _TEXT_SUFFIX = "_lora_config.txt"
@@ -56,11 +54,7 @@ def fill_in(
     lines = _lines(found, device_folder)
     texts = {source.name: dump_json(document), **lines}
     written = tuple(sections / name for name in texts)
-    _check_free(written, force=force)
-    try:
-        replace_texts(dict(zip(written, texts.values(), strict=True)))
-    except OSError as error:
-        raise cannot_write(Path(error.filename or sections), error) from error
+    write_files(dict(zip(written, texts.values(), strict=True)), force=force)
     return FilledIn(written, found.graphs)
 
 
@@ -110,13 +104,3 @@ def _check_in_line(part: str, use_case: str) -> None:
         where=Where(use_case=use_case),
         hint="rename the use case, the graph or the folder",
     )
-
-
-def _check_free(paths: tuple[Path, ...], *, force: bool) -> None:
-    for path in paths:
-        if os.path.lexists(path) and not force:
-            raise PackError(
-                "the file exists",
-                where=Where(file=path),
-                hint="add --force to replace it, if it holds nothing of your own",
-            )

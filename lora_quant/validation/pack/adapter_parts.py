@@ -18,7 +18,7 @@ import numpy as np
 from lora_quant.config.manifest_records import OverridableRecord
 from lora_quant.errors import some
 from lora_quant.findings import Finding
-from lora_quant.validation.adapter_file import AdapterParameter
+from lora_quant.validation.files.adapter_file import AdapterParameter
 from lora_quant.validation.pack.adapter_view import REBUILD, AdapterView
 from lora_quant.validation.pack.overridable import ANY, Default, owner_of
 

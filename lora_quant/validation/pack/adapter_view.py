@@ -8,7 +8,7 @@ from functools import cached_property
 
 from lora_quant.config.manifest_records import OverridableRecord, PackFile, TargetRecord
 from lora_quant.findings import Finding
-from lora_quant.validation.adapter_file import AdapterFile, AdapterParameter
+from lora_quant.validation.files.adapter_file import AdapterFile, AdapterParameter
 from lora_quant.validation.pack.view import PackView
 
 REBUILD = "build the pack again"

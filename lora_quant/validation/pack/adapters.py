@@ -16,8 +16,8 @@ from lora_quant.config.manifest_records import AlphaRecord, PackFile, TargetReco
 from lora_quant.engines.onnxruntime import spelt
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
-from lora_quant.validation.adapter_check import adapter_problems
-from lora_quant.validation.adapter_file import read_adapter_file
+from lora_quant.validation.files.adapter_check import adapter_problems
+from lora_quant.validation.files.adapter_file import read_adapter_file
 from lora_quant.validation.pack.adapter_parts import check_parts, check_ranks
 from lora_quant.validation.pack.adapter_view import REBUILD, AdapterView
 from lora_quant.validation.pack.overridable import Default

@@ -18,12 +18,12 @@ from lora_quant.config.placeholders import is_placeholder
 from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import Where, did_you_mean, some
 from lora_quant.findings import Finding, Severity
-from lora_quant.validation.document_check import check_document
+from lora_quant.validation.documents.document_check import check_document
+from lora_quant.validation.documents.opened import OpenedDocument
+from lora_quant.validation.files.lora_config_check import first_entry, line_findings, read_text
+from lora_quant.validation.files.sections import NamedSection, check_sections
 from lora_quant.validation.kinds import Kind
-from lora_quant.validation.lora_config_check import first_entry, line_findings, read_text
-from lora_quant.validation.opened import OpenedDocument
 from lora_quant.validation.pack.view import PackView
-from lora_quant.validation.sections import NamedSection, check_sections
 
 GENIE_ROLE = "genie-lora"
 TEXT_ROLE = "qnn-lora-config"
@@ -67,8 +67,10 @@ def _genie(
                 _REBUILD,
             )
         names = [adapter["name"] for adapter in block["adapters"]]
-        missing = [u.name for u in view.manifest.use_cases if u.name not in names]
-        if missing:
+        known = [u.name for u in view.manifest.use_cases]
+        missing = [name for name in known if name not in names]
+        # One that is misspelt is reported where it stands, and is not missing.
+        if len(missing) > len([name for name in names if name not in known]):
             yield Finding(
                 "pack/genie-use-cases",
                 Severity.ERROR,
@@ -82,9 +84,9 @@ def _genie(
                 where = replace(places((*inside, key)), use_case=adapter["name"])
                 yield Finding(f"pack/{rule}", Severity.ERROR, message, where, hint)
         sections = [
-            (text, adapter["name"])
-            for adapter in block["adapters"]
-            for text in adapter["bin-sections"]
+            (text, adapter["name"], places((*path, "adapters", index, "bin-sections", number)))
+            for index, adapter in enumerate(block["adapters"])
+            for number, text in enumerate(adapter["bin-sections"])
         ]
         yield from _sections(view, file, sections)
 
@@ -133,15 +135,17 @@ def _text(view: PackView, file: PackFile) -> Iterator[Finding]:
     yield from line_findings(text, shown)
     entry = first_entry(text)
     if entry is not None:
-        yield from _sections(view, file, [(entry.section, str(file.use_case))])
+        where = Where(file=shown, line=1)
+        yield from _sections(view, file, [(entry.section, str(file.use_case), where)])
 
 
-def _sections(view: PackView, file: PackFile, sections: list[tuple[str, str]]) -> Iterator[Finding]:
+def _sections(
+    view: PackView, file: PackFile, sections: list[tuple[str, str, Where]]
+) -> Iterator[Finding]:
     """Those that are filled in have to be there, and to be of one use case each."""
-    where = Where(file=view.show(file.path))
     filled = [
         NamedSection(text, owner, replace(where, use_case=owner))
-        for text, owner in sections
+        for text, owner, where in sections
         if not is_placeholder(text)
     ]
     folder: Path = view.locate(file.path).parent

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from lora_quant.config.manifest import MANIFEST_FILE
 from lora_quant.config.manifest_records import PackFile
+from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
+from lora_quant.validation.documents.schema_check import Depth
 from lora_quant.validation.pack.view import PackView, is_outside, normalised
-from lora_quant.validation.schema_check import Depth
 
 _REBUILD = "build the pack again, or take the file from an undamaged copy"
+_ELSEWHERE = "only the graph of a pack that was built with --beside-base may lie elsewhere"
+_UNTRUSTED = "do not use this pack unless you know who made it"
 _BESIDE_BASE_ROLES = ("graph", "graph-data")
 
 
@@ -28,13 +31,13 @@ def check_files(view: PackView) -> tuple[PackView, tuple[Finding, ...]]:
     findings: list[Finding] = []
     usable: set[str] = set()
     seen: dict[str, PackFile] = {}
-    for file in (f for target in view.manifest.targets for f in target.files):
+    for place, file in _listed(view):
         path = normalised(file.path)
         if path in seen:
-            findings.append(_listed_twice(view, file, seen[path]))
+            findings.append(_listed_twice(view, place, file, seen[path]))
             continue
         seen[path] = file
-        problem = _outside(view, file, path) or _missing(view, file)
+        problem = _outside(view, place, file, path) or _missing(view, file)
         if problem is None:
             usable.add(file.path)
             problem = _changed(view, file)
@@ -45,31 +48,37 @@ def check_files(view: PackView) -> tuple[PackView, tuple[Finding, ...]]:
     return replace(view, usable=frozenset(usable)), tuple(findings)
 
 
-def _listed_twice(view: PackView, file: PackFile, first: PackFile) -> Finding:
-    return view.error(
+def _listed(view: PackView) -> Iterator[tuple[PathParts, PackFile]]:
+    """Every file of the manifest, and where the manifest has its path."""
+    for target, record in enumerate(view.manifest.targets):
+        for index, file in enumerate(record.files):
+            yield ("targets", target, "files", index, "path"), file
+
+
+def _listed_twice(view: PackView, place: PathParts, file: PackFile, first: PackFile) -> Finding:
+    return view.error_in_manifest(
         "listed-twice",
-        f"the manifest lists the file twice, as {first.role!r} and as {file.role!r}",
-        file.path,
+        f"the manifest lists the file {file.path!r} twice, as {first.role!r} and as {file.role!r}",
+        place,
         hint="build the pack again",
     )
 
 
-def _outside(view: PackView, file: PackFile, path: str) -> Finding | None:
+def _outside(view: PackView, place: PathParts, file: PackFile, path: str) -> Finding | None:
     beside_base = view.manifest.base.beside_base and file.role in _BESIDE_BASE_ROLES
     if is_outside(path):
         if beside_base:
             return None
-        what = "the manifest lists a file outside the pack"
-    elif not view.locate(file.path).resolve().is_relative_to(view.root.resolve()):
-        what = "the file is a link that leads out of the pack"
-    else:
-        return None
-    return view.error(
-        "outside",
-        f"{what}; only the graph of a pack that was built with --beside-base may lie elsewhere",
-        file.path,
-        hint="do not use this pack unless you know who made it",
-    )
+        return view.error_in_manifest(
+            "outside",
+            f"the manifest lists the file {file.path!r}, which is outside the pack; {_ELSEWHERE}",
+            place,
+            hint=_UNTRUSTED,
+        )
+    if not view.locate(file.path).resolve().is_relative_to(view.root.resolve()):
+        what = f"the file is a link that leads out of the pack; {_ELSEWHERE}"
+        return view.error("outside", what, file.path, hint=_UNTRUSTED)
+    return None
 
 
 def _missing(view: PackView, file: PackFile) -> Finding | None:

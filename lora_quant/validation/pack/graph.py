@@ -19,6 +19,8 @@ from lora_quant.validation.pack.overridable import (
 )
 from lora_quant.validation.pack.view import PackView
 
+_OTHER_BUILD = "graph and manifest come from different builds"
+
 
 @dataclass(frozen=True)
 class GraphCheck:
@@ -69,7 +71,7 @@ def _inputs(
             message = f"the input for {what} has the sizes {inputs[name]}, expected {sizes}"
         else:
             continue
-        yield view.error(rule, message, file.path, tensor=name)
+        yield view.error(rule, message, file.path, hint=_OTHER_BUILD, tensor=name)
 
 
 def _wanted_inputs(
@@ -119,7 +121,7 @@ def _activations(view: PackView, file: PackFile, model: ModelFile) -> Iterator[F
                     f"the graph has no tensor of this name, which attach point {point.name!r} "
                     "names",
                     file.path,
-                    hint="graph and manifest come from different builds",
+                    hint=_OTHER_BUILD,
                     tensor=name,
                 )
 
@@ -138,6 +140,6 @@ def _weights(view: PackView, file: PackFile, model: ModelFile) -> Iterator[Findi
             "graph-tensors",
             message,
             file.path,
-            hint="graph and manifest come from different builds",
+            hint=_OTHER_BUILD,
             tensor=tensor.name,
         )

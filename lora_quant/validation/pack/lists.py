@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 
+from lora_quant.config.document_text import read_bytes
 from lora_quant.config.manifest_records import PackFile
-from lora_quant.errors import some
+from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again"
+_MAX_BYTES = 256 << 20
 
 
 def check_tensor_names(view: PackView, file: PackFile) -> Iterator[Finding]:
@@ -19,9 +22,10 @@ def check_tensor_names(view: PackView, file: PackFile) -> Iterator[Finding]:
         yield names
         return
     expected = [tensor.name for tensor in view.manifest.tensors]
-    missing = [name for name in expected if name not in set(names)]
-    extra = sorted(set(names) - set(expected))
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(names)
+    missing = [name for name in expected if name not in counts]
+    extra = sorted(counts.keys() - set(expected))
+    repeated = sorted(name for name, count in counts.items() if count > 1)
     for found, what in (
         (missing, "the list lacks tensors of the manifest"),
         (extra, "the list names tensors that are not in the manifest"),
@@ -51,13 +55,19 @@ def check_updatable(
         )
 
 
+def listed_names(view: PackView, file: PackFile) -> list[str]:
+    """The names of a list; none if it cannot be read, which its own check says."""
+    names = _names(view, file)
+    return [] if isinstance(names, Finding) else names
+
+
 def _names(view: PackView, file: PackFile) -> list[str] | Finding:
     try:
-        text = view.locate(file.path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(view.locate(file.path), max_bytes=_MAX_BYTES).decode("utf-8")
+    except (LoraQuantError, UnicodeDecodeError) as error:
         return view.error(
             "unreadable",
-            f"the list cannot be read as UTF-8 text: {error}",
+            f"the list cannot be read as UTF-8 text: {getattr(error, 'message', error)}",
             file.path,
             hint=_REBUILD,
             use_case=file.use_case,

@@ -9,14 +9,14 @@ from lora_quant.config.manifest import read_manifest
 from lora_quant.config.placeholders import is_placeholder
 from lora_quant.errors import LoraQuantError, Where, some
 from lora_quant.findings import Finding, Severity
-from lora_quant.validation.lora_config_check import read_text
+from lora_quant.validation.files.lora_config_check import read_text
 from lora_quant.validation.pack.device_configs import GENIE_ROLE, TEXT_ROLE
 
 
 def open_entries(pack: Path) -> Iterator[Finding]:
     """One note for the whole pack; none where another check tells what cannot be read."""
     try:
-        manifest = read_manifest(pack)
+        manifest = read_manifest(pack, check_seal=False)
     except LoraQuantError:
         return
     files = [f for t in manifest.targets for f in t.files if f.role in (GENIE_ROLE, TEXT_ROLE)]

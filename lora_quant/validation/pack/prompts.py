@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,13 +20,13 @@ _REBUILD = "build the pack again"
 
 def check_prompt_files(view: PackView, target: TargetRecord) -> Iterator[Finding]:
     """One file for each use case with a soft prompt, none for the others."""
-    owners = [f.use_case for f in target.files if f.role == _ROLE]
+    owners = Counter(f.use_case for f in target.files if f.role == _ROLE)
     for use_case in view.manifest.use_cases:
         expected = int(use_case.prompt is not None)
-        if owners.count(use_case.name) != expected:
+        if owners[use_case.name] != expected:
             yield view.error(
                 "prompt-files",
-                f"the use case has {owners.count(use_case.name)} files of the role {_ROLE!r} for "
+                f"the use case has {owners[use_case.name]} files of the role {_ROLE!r} for "
                 f"the target {target.name!r}, expected {expected}",
                 MANIFEST_FILE,
                 hint=_REBUILD,

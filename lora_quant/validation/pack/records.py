@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_quant.config.manifest import MANIFEST_FILE, Manifest
 from lora_quant.config.manifest_records import AttachPointRecord, TargetRecord, UseCaseRecord
+from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import some
 from lora_quant.findings import Finding
 from lora_quant.validation.pack.view import PackView
@@ -35,8 +35,8 @@ def check_records(view: PackView) -> Iterator[Finding]:
         yield from _merged(view, manifest.merged)
     yield from _tensors(view)
     yield from _alpha(view)
-    for use_case in manifest.use_cases:
-        yield from _prompt(view, use_case)
+    for index, use_case in enumerate(manifest.use_cases):
+        yield from _prompt(view, index, use_case)
 
 
 def check_merged_files(view: PackView, target: TargetRecord) -> Iterator[Finding]:
@@ -46,6 +46,7 @@ def check_merged_files(view: PackView, target: TargetRecord) -> Iterator[Finding
         yield _error(
             view,
             "merged-files",
+            ("merged",),
             f"use case {view.manifest.merged!r} is merged into the weights, but the pack has files "
             f"to switch use cases with: {some([f.path for f in extra])}",
         )
@@ -58,19 +59,21 @@ def _merged(view: PackView, name: str) -> Iterator[Finding]:
         yield _error(
             view,
             "merged",
+            ("merged",),
             f"use case {name!r} is merged into the weights, but the pack has {some(names)}; "
             "expected it alone",
         )
     held = {
-        "LoRA tensors": [tensor.name for tensor in manifest.tensors],
-        "attach points": [point.name for point in manifest.attach_points],
-        "an alpha input": [] if manifest.alpha is None else [manifest.alpha.tensor],
+        "tensors": ("LoRA tensors", [tensor.name for tensor in manifest.tensors]),
+        "attach_points": ("attach points", [point.name for point in manifest.attach_points]),
+        "alpha": ("an alpha input", [] if manifest.alpha is None else [manifest.alpha.tensor]),
     }
-    for what, found in held.items():
+    for key, (what, found) in held.items():
         if found:
             yield _error(
                 view,
                 "merged",
+                (key,),
                 f"use case {name!r} is merged into the weights, but the manifest has {what}: "
                 f"{some(found)}",
             )
@@ -79,22 +82,26 @@ def _merged(view: PackView, name: str) -> Iterator[Finding]:
 def _tensors(view: PackView) -> Iterator[Finding]:
     """What attach points name is in the list of tensors in that role, and the other way round."""
     roles = {tensor.name: tensor.role for tensor in view.manifest.tensors}
-    named: dict[str, str] = {}
-    for point in view.manifest.attach_points:
+    places = {tensor.name: index for index, tensor in enumerate(view.manifest.tensors)}
+    named: dict[str, tuple[str, int]] = {}
+    for index, point in enumerate(view.manifest.attach_points):
         own = dict(_named_by(point))
         if not own:
             yield _error(
                 view,
                 "attach-point",
+                ("attach_points", index),
                 f"the attach point {point.name!r} has neither a branch nor a vector",
             )
-        named.update(own)
-    for name, role in named.items():
+        named.update({name: (role, index) for name, role in own.items()})
+    for name, (role, index) in named.items():
         if roles.get(name) != role:
             got = f"has the role {roles[name]!r}" if name in roles else "is not in the list"
+            at: PathParts = ("attach_points", index)
             yield _error(
                 view,
                 "tensor-roles",
+                ("tensors", places[name], "role") if name in places else at,
                 f"the tensor is {role!r} of an attach point, but {got} of the manifest's tensors",
                 tensor=name,
             )
@@ -103,6 +110,7 @@ def _tensors(view: PackView) -> Iterator[Finding]:
             yield _error(
                 view,
                 "tensor-roles",
+                ("tensors", places[name]),
                 f"the tensor has the role {role!r}, and no attach point names it",
                 tensor=name,
             )
@@ -126,26 +134,29 @@ def _alpha(view: PackView) -> Iterator[Finding]:
     alpha = manifest.alpha
     if has_branches != (alpha is not None) and not (has_branches and manifest.given_graph):
         got = "branches and no alpha input" if has_branches else "an alpha input and no branch"
-        yield _error(view, "alpha", f"the manifest has {got}")
+        yield _error(view, "alpha", ("alpha",), f"the manifest has {got}")
     if alpha is None or alpha.gate is None:
-        for name in _gated(manifest):
-            yield _error(
-                view, "gate", "a slot is gated, and the graph has no gate input", use_case=name
-            )
+        for index, use_case in enumerate(manifest.use_cases):
+            if any(slot.gated for slot in use_case.slots):
+                yield _error(
+                    view,
+                    "gate",
+                    ("use_cases", index, "slots"),
+                    "a slot is gated, and the graph has no gate input",
+                    use_case=use_case.name,
+                )
 
 
-def _gated(manifest: Manifest) -> list[str]:
-    return [u.name for u in manifest.use_cases if any(slot.gated for slot in u.slots)]
-
-
-def _prompt(view: PackView, use_case: UseCaseRecord) -> Iterator[Finding]:
+def _prompt(view: PackView, index: int, use_case: UseCaseRecord) -> Iterator[Finding]:
     prompt = use_case.prompt
+    at: PathParts = ("use_cases", index, "prompt")
     if prompt is None:
         return
     if prompt.adapter not in [slot.adapter for slot in use_case.slots]:
         yield _error(
             view,
             "prompt",
+            at,
             f"the soft prompt is of adapter {prompt.adapter!r}, which the use case does not name",
             use_case=use_case.name,
         )
@@ -155,6 +166,7 @@ def _prompt(view: PackView, use_case: UseCaseRecord) -> Iterator[Finding]:
         yield _error(
             view,
             "prompt",
+            at,
             f"the soft prompt has the shape {list(prompt.shape)} for {len(prompt.inputs)} inputs, "
             f"expected {axes} axes that are not empty, and {inputs} inputs for {prompt.form!r}",
             use_case=use_case.name,
@@ -164,9 +176,12 @@ def _prompt(view: PackView, use_case: UseCaseRecord) -> Iterator[Finding]:
 def _error(
     view: PackView,
     rule: str,
+    part: PathParts,
     message: str,
     *,
     tensor: str | None = None,
     use_case: str | None = None,
 ) -> Finding:
-    return view.error(rule, message, MANIFEST_FILE, hint=_REBUILD, tensor=tensor, use_case=use_case)
+    return view.error_in_manifest(
+        rule, message, part, hint=_REBUILD, tensor=tensor, use_case=use_case
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
@@ -12,7 +13,7 @@ from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import did_you_mean, some
 from lora_quant.findings import Finding, Severity
-from lora_quant.validation.opened import OpenedDocument
+from lora_quant.validation.documents.opened import OpenedDocument
 from lora_quant.validation.pack.view import PackView, normalised
 
 _REBUILD = "build the pack again"
@@ -47,12 +48,12 @@ def check_use_case_files(view: PackView, target: TargetRecord) -> Iterator[Findi
                 use_case=file.use_case,
             )
     for role in _PER_USE_CASE:
-        owners = [f.use_case for f in target.files if f.role == role]
+        owners = Counter(f.use_case for f in target.files if f.role == role)
         for name in names if owners else ():
-            if owners.count(name) != 1:
+            if owners[name] != 1:
                 yield view.error(
                     "use-case-files",
-                    f"the use case has {owners.count(name)} files of the role {role!r} for the "
+                    f"the use case has {owners[name]} files of the role {role!r} for the "
                     f"target {target.name!r}, expected one",
                     "pack.json",
                     hint=_REBUILD,
@@ -69,13 +70,14 @@ def check_use_case_config(
     expected = [use_case.name for use_case in view.manifest.use_cases]
     given = [item["name"] for item in items]
     missing = [name for name in expected if name not in given]
-    if missing:
-        yield view.error(
-            "config-use-cases",
+    # One that is misspelt is reported where it stands, and is not missing.
+    if len(missing) > len([name for name in given if name not in expected]):
+        yield Finding(
+            "pack/config-use-cases",
+            Severity.ERROR,
             f"the file lacks use cases of the pack: {some(missing)}",
-            file.path,
-            hint=_REBUILD,
-            field="use_case",
+            places(("use_case",)),
+            _REBUILD,
         )
 
     def error(rule: str, path: PathParts, message: str, hint: str) -> Finding:

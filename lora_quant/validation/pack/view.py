@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lora_quant.config.manifest import Manifest
+from lora_quant.config.located import path_text
+from lora_quant.config.manifest import MANIFEST_FILE, Manifest
 from lora_quant.config.manifest_records import PackFile, TargetRecord
+from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.validation.schema_check import Depth
+from lora_quant.validation.documents.schema_check import Depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,8 @@ class PackView:
 
     `locate` maps a path of the manifest to where the file lies: before publication, files wait in
     a staging folder, and the neighbours of the base under other names. `usable` holds the paths
-    of files that exist where a pack may have them.
+    of files that exist where a pack may have them. `inside` finds a part of the manifest in its
+    text, if that is at hand.
     """
 
     manifest: Manifest
@@ -31,6 +34,7 @@ class PackView:
     locate: Callable[[str], Path]
     depth: Depth
     usable: frozenset[str] = frozenset()
+    inside: Callable[[PathParts], Where] | None = None
 
     def files(self, target: TargetRecord, role: str) -> Iterator[PackFile]:
         """The usable files of a role."""
@@ -50,6 +54,15 @@ class PackView:
         """An error `pack/<rule>` in the file `path` of the pack."""
         where = Where(file=self.show(path), **place)
         return Finding(f"pack/{rule}", Severity.ERROR, message, where, hint)
+
+    def error_in_manifest(
+        self, rule: str, message: str, part: PathParts, *, hint: str, **place: Any
+    ) -> Finding:
+        """An error `pack/<rule>` in the part of the manifest that a path leads to."""
+        where = Where(file=self.show(MANIFEST_FILE), field=path_text(part) or None)
+        if self.inside is not None:
+            where = self.inside(part)
+        return Finding(f"pack/{rule}", Severity.ERROR, message, replace(where, **place), hint)
 
 
 def normalised(path: str) -> str:

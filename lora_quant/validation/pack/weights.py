@@ -1,4 +1,7 @@
-"""Weights files, opened with the safetensors library rather than with our own reader."""
+"""Weights files; the safetensors library tells what they hold, rather than our own reader.
+
+Values are read by our own: the library has no bfloat16 for numpy.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.config.manifest_records import PackFile, TensorRecord
-from lora_quant.errors import some
+from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
+from lora_quant.validation.documents.schema_check import Depth
+from lora_quant.validation.files.stored_tensors import stored_values
 from lora_quant.validation.pack.view import PackView
 
 _DTYPES = {
@@ -48,6 +54,27 @@ def check_weights(view: PackView, file: PackFile) -> Iterator[Finding]:
     for name, tensor in expected.items():
         if name in found:
             yield from _compare(view, file, tensor, *found[name])
+    if view.depth is Depth.FULL:
+        yield from _values(view, file)
+
+
+def _values(view: PackView, file: PackFile) -> Iterator[Finding]:
+    """No NaN and Inf: one of them makes NaN of every sum that it is a part of."""
+    try:
+        for values in stored_values(SafetensorsFile(view.locate(file.path))):
+            if values.not_finite:
+                yield view.error(
+                    "weights-values",
+                    f"{values.not_finite} of the tensor's values are NaN or Inf",
+                    file.path,
+                    hint="look at the checkpoint that the use case was built from",
+                    use_case=file.use_case,
+                    tensor=values.name,
+                )
+    except LoraQuantError as error:
+        yield view.error(
+            "weights-format", error.message, file.path, hint=error.hint, use_case=file.use_case
+        )
 
 
 def _header(opened: Any, name: str) -> tuple[tuple[int, ...], str]:

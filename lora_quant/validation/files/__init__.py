@@ -1,0 +1,1 @@
+"""One file by itself: graphs, weights, adapters, lists and texts of devices."""

@@ -1,0 +1,1 @@
+"""What there is to check below a path, and what each file is."""
