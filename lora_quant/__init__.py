@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from lora_quant.config.output_files import UseCaseOutputConfig
     from lora_quant.config.run_config import AdapterRunConfig, UseCaseRunConfig
     from lora_quant.errors import LoraQuantError
+    from lora_quant.findings import Finding, Severity
     from lora_quant.lower import inspect_adapter, lower_adapter
     from lora_quant.runtime.session.choice import BASE
     from lora_quant.runtime.session.session import Session
+    from lora_quant.validation.checked import Validation
+    from lora_quant.validation.validate import validate_paths
 
 _HOMES = {
     "AdapterConfig": "config.lora_config",
@@ -38,14 +41,17 @@ _HOMES = {
     "AdapterRunConfig": "config.run_config",
     "BASE": "runtime.session.choice",
     "BuildOptions": "config.options",
+    "Finding": "findings",
     "LoraBuilderInputConfig": "config.builder",
     "LoraBuilderOutputConfig": "config.builder",
     "LoraConfig": "config.lora_config",
     "LoraQuantError": "errors",
     "Session": "runtime.session.session",
+    "Severity": "findings",
     "UseCaseInputConfig": "config.lora_config",
     "UseCaseOutputConfig": "config.output_files",
     "UseCaseRunConfig": "config.run_config",
+    "Validation": "validation.checked",
     "build": "api",
     "build_lora_graph": "api",
     "get_adapter_count_by_use_case": "config.functions",
@@ -55,6 +61,7 @@ _HOMES = {
     "serialize_lora_adapter_weight_config": "config.functions",
     "serialize_lora_importer_config": "config.functions",
     "serialize_lora_input_config": "config.functions",
+    "validate_paths": "validation.validate",
 }
 
 __all__ = [
@@ -64,14 +71,17 @@ __all__ = [
     "AdapterRunConfig",
     "BASE",
     "BuildOptions",
+    "Finding",
     "LoraBuilderInputConfig",
     "LoraBuilderOutputConfig",
     "LoraConfig",
     "LoraQuantError",
     "Session",
+    "Severity",
     "UseCaseInputConfig",
     "UseCaseOutputConfig",
     "UseCaseRunConfig",
+    "Validation",
     "__version__",
     "build",
     "build_lora_graph",
@@ -82,6 +92,7 @@ __all__ = [
     "serialize_lora_adapter_weight_config",
     "serialize_lora_importer_config",
     "serialize_lora_input_config",
+    "validate_paths",
 ]
 
 

@@ -7,7 +7,7 @@ an AssertionError, a KeyError or a traceback; only a defect of ours leaves this 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -60,7 +60,9 @@ class Where:
         return result
 
 
-_MOST_COMPARED = 2000
+_MOST_COMPARED = 2_000_000
+_LEAST_COMPARED = 1000
+"""Pairs of letters for one hint: two thousand names of usual length."""
 
 NOWHERE = Where()
 
@@ -89,6 +91,9 @@ class ConfigError(LoraQuantError, ValueError):
     """A configuration, or any YAML or JSON document, cannot be taken as it is."""
 
     code = "LQ100"
+
+    parts: tuple[ConfigError, ...] = ()
+    """The problems of a document one by one, where the message lists them with their fields."""
 
 
 class InputMissingError(LoraQuantError, FileNotFoundError):
@@ -156,14 +161,22 @@ def did_you_mean(name: str, accepted: Iterable[str], *, most: int = 5) -> str:
     names = sorted(accepted)
     if not names:
         return "there are none to choose from"
-    near: list[str] = []
-    # Comparing takes the product of the lengths, and nobody misspells names of such a length.
-    if len(name) <= MOST_NAME:
-        alike = (known for known in names[:_MOST_COMPARED] if len(known) <= MOST_NAME)
-        near = difflib.get_close_matches(name, alike, n=most, cutoff=0.5)
+    near = difflib.get_close_matches(name, _comparable(name, names), n=most, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     return f"known: {some(names, most=most)}"
+
+
+def _comparable(name: str, names: Iterable[str]) -> Iterator[str]:
+    """The first names that can be compared with `name` in little time."""
+    left = _MOST_COMPARED
+    # Comparing takes the product of the lengths, and nobody misspells names of such a length.
+    for known in names if len(name) <= MOST_NAME else ():
+        if len(known) <= MOST_NAME:
+            left -= max(len(name) * len(known), _LEAST_COMPARED)
+            if left < 0:
+                return
+            yield known
 
 
 def some(names: Sequence[str], *, total: int | None = None, most: int = 5) -> str:

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
+import onnxruntime
 import pytest
+from hypothesis import settings
 
 from lora_quant.api import BuildResult, build
 from lora_quant.config.options import BuildOptions
 from tests.sample import CONFIG, CONFIG_ALL, copy_sample, make_float
+
+# A deadline is of wall clock: on a busy machine any test would miss it now and then.
+settings.register_profile("without deadlines", settings.default)
+settings.load_profile("without deadlines")
+
+# Time is measured by tests/timing.py alone: on a busy machine any example may take long.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 Packs = Callable[[str], BuildResult]
 
@@ -20,6 +31,23 @@ _OPTIONS = {
     "0.6.1": (CONFIG, BuildOptions(encodings_version="0.6.1")),
     "2.0.0": (CONFIG, BuildOptions(encodings_version="2.0.0")),
 }
+
+
+class _OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_of_a_session() -> Iterator[None]:
+    """The workers of a run fill the cores: other threads of ONNX Runtime only wait, and spin.
+
+    A test that sets a number of threads gets it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", _OneThread)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,26 @@ def test_weights_that_a_file_leaves_out_get_a_grid_of_the_bases_structure(tmp_pa
     np.testing.assert_allclose(got["scale"][:4], left_out["scale"][:4], rtol=2.0**-23, atol=0)
 
 
+def test_weights_that_a_file_leaves_out_take_no_grid_of_blocks(tmp_path: Path) -> None:
+    """Blocks are the base's choice for values that are stored; what is computed is per channel."""
+    config = lora_config(tmp_path)
+    name = "q.lora_A.weight"
+    for stem in ("base_lora_zero", "lora_adapter_a"):
+        path = tmp_path / f"{stem}.v1.0.0.encodings"
+        document = json.loads(path.read_text())
+        params = document["param_encodings"]
+        (entry,) = [one for one in params if one["name"] == name]
+        params.remove(entry)
+        if stem == "base_lora_zero":
+            blocks = len(entry["scale"]) * 2
+            grid = {"scale": [0.5] * blocks, "offset": [-8] * blocks, "block_size": 8}
+            params.append({**entry, **grid, "enc_type": "PER_BLOCK", "bw": 4})
+        path.write_text(json.dumps(document))
+    final(config, tmp_path / "out", mode="all")
+    got = entries(tmp_path / "out" / "qairt" / "a" / "quant_overrides.json")[name]
+    assert (got["enc_type"], got["bw"], len(got["scale"])) == ("PER_CHANNEL", 8, RANK)
+
+
 def test_without_encodings_the_pack_holds_graph_weights_and_lists(tmp_path: Path) -> None:
     final(lora_config(tmp_path, encodings=None), tmp_path / "out")
     files = {p.name for p in (tmp_path / "out" / "qairt" / "a").iterdir()}

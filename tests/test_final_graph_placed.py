@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -23,6 +24,9 @@ from lora_quant.config.lora_config import (
 )
 from lora_quant.config.options import BuildOptions
 from lora_quant.errors import ConfigError, GraphError, LoraQuantError, UnsupportedAdapterError
+from lora_quant.graph.records import BranchedGraph, ConstantScale, TensorRecord
+from lora_quant.passes.final.placement import placed_scales
+from lora_quant.passes.slots import Slot
 from lora_quant.runtime.verify.verify import verify
 from lora_quant.validation.pack.check import check_pack
 from tests.builders import GraphBuilder
@@ -332,6 +336,25 @@ def test_a_constant_for_all_ranks_takes_what_the_adapters_share(tmp_path: Path) 
     final(config, tmp_path / "out")
     assert weights(tmp_path / "out", "both")["q.scale"] == np.float32(1.5)
     assert verify(tmp_path / "out").ok
+
+
+def test_a_constant_for_all_ranks_is_zero_where_no_adapter_has_ranks() -> None:
+    """An adapter of rank 0 has a strength, which nothing is scaled by."""
+    one = ConstantScale(TensorRecord("s", (), "float32"), ("q",))
+    branched = cast(BranchedGraph, SimpleNamespace(constant_scales=(one,), max_rank=RANK))
+    idle, active = Slot(0, "idle", 0, 0, 5.0, 1.0), Slot(1, "active", 0, 2, 0.25, 2.0)
+    assert [values for _, values in placed_scales(branched, [])] == [np.float32(0)]
+    assert [values for _, values in placed_scales(branched, [idle])] == [np.float32(0)]
+    assert [values for _, values in placed_scales(branched, [idle, active])] == [np.float32(0.5)]
+
+
+def test_slots_that_are_placed_begin_at_multiples_of_the_rank(tmp_path: Path) -> None:
+    """Ranks 0 and 1 are those of `one`; with a multiple of 3 `two` begins at rank 3."""
+    graph = linear_graph(tmp_path, scale=np.ones((RANK,), np.float32))
+    config = linear_config(tmp_path, graph, [("both", ["one", "two"], [1.0, 1.0])])
+    final(config, tmp_path / "out", rank_multiple=3)
+    # one: 4 / 2, two: 3 / 1
+    np.testing.assert_array_equal(weights(tmp_path / "out", "both")["q.scale"], [2, 2, 0, 3])
 
 
 def test_a_constant_for_all_ranks_does_not_serve_two_scales(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from lora_quant import plugins
 from lora_quant.cli.dataclass_options import off_option, option_name, options_of
 from lora_quant.cli.outcome import FINE
 from lora_quant.cli.reported import reported
@@ -52,6 +51,8 @@ def _chosen(options: Mapping[str, Any]) -> BuildOptions:
     except ConfigError as error:
         text = error.message if error.hint is None else f"{error.message}; {error.hint}"
         raise click.UsageError(_with_options(text)) from error
+    from lora_quant import plugins
+
     known = plugins.registered(plugins.TARGETS)
     for name in chosen.targets:
         if name not in known:

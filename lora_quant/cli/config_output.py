@@ -73,7 +73,7 @@ def show_draft(
     in the report.
     """
     from lora_quant.cli.render import new_console, show_findings, show_report
-    from lora_quant.config.schemas import schema_file
+    from lora_quant.config.schema_files import schema_file
     from lora_quant.configure.written_config import SCHEMA_NAME, config_text, write_config
 
     written: tuple[Path, ...] = ()

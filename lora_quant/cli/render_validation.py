@@ -45,7 +45,7 @@ def _print(console: Console, result: Validation, *, verbose: bool) -> None:
     for item in result.checked:
         if item.findings or listed:
             console.print(_line(item))
-        for finding in item.findings:
+        for finding in (*item.findings, *(item.contents if verbose else ())):
             show_finding(console, finding, indent="  ")
     verdict = "[bold green]valid[/]" if result.ok else "[bold red]not valid[/]"
     counts = _counts(result.findings)

@@ -41,7 +41,12 @@ def schema_command(
     if target is not None and name is None and not every:
         raise click.UsageError("-o needs NAME, or --all for all schemas")
     with reported("schema", as_json=as_json):
-        from lora_quant.config.schemas import ALL_SCHEMAS, schema_file, schema_text, write_schemas
+        from lora_quant.config.schema_files import (
+            ALL_SCHEMAS,
+            schema_file,
+            schema_text,
+            write_schemas,
+        )
 
         if name is not None:
             schema_file(name)  # a name that is not known is refused before anything is made
@@ -92,7 +97,7 @@ def _show_written(written: tuple[Path, ...], *, as_json: bool) -> int:
 
 def _show_list(*, as_json: bool) -> int:
     from lora_quant.cli.render import new_console, show_report
-    from lora_quant.config.schemas import ALL_SCHEMAS, FILES, schema_file, schema_title
+    from lora_quant.config.schema_files import ALL_SCHEMAS, FILES, schema_file, schema_title
 
     rows = [(name, schema_title(name), FILES[name], schema_file(name)) for name in ALL_SCHEMAS]
     if as_json:

@@ -95,7 +95,12 @@ def _parse_reports(
     "[tool.lora-quant], from the current folder upward]",
 )
 @click.option("--no-config", is_flag=True, help="Look for no settings.")
-@click.option("-v", "--verbose", is_flag=True, help="List files without findings, however many.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="List files without findings, however many, and what graphs, adapters and weights hold.",
+)
 @click.option(
     "--explain",
     metavar="RULE",
@@ -205,7 +210,7 @@ def _text(result: Validation, form: str, *, verbose: bool) -> str:
 
 def _exit_code(result: Validation) -> int:
     """3 if a check of ours broke off, whatever else was found; its traceback goes to stderr."""
-    from lora_quant.validation.selection import DEFECT_AREA
+    from lora_quant.validation.catalogue.defect import AREA as DEFECT_AREA
 
     tracebacks = Counter(item.traceback for item in result.checked if item.traceback)
     for text, count in tracebacks.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import unicodedata
 from io import FileIO
 from pathlib import Path
 
@@ -80,6 +82,12 @@ def decode(text: str | bytes, *, source: Path | None) -> str:
         try:
             decoded = text.decode("utf-8")
         except UnicodeDecodeError as error:
+            if is_utf_16(text[:_PIECE]):
+                raise ConfigError(
+                    "the text is UTF-16, expected UTF-8",
+                    where=Where(file=source),
+                    hint="save the file as UTF-8; Windows PowerShell 5 writes UTF-16 with >",
+                ) from None
             byte = error.object[error.start]
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(
@@ -105,3 +113,15 @@ def decode(text: str | bytes, *, source: Path | None) -> str:
             hint="an empty object is written {}, an empty list []",
         )
     return decoded
+
+
+def is_utf_16(content: bytes) -> bool:
+    """Whether bytes, or the start of a file, are text in UTF-16 with its byte order mark."""
+    if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    try:
+        # What is cut off in the middle of a character is not looked at.
+        text = codecs.getincrementaldecoder("utf-16")().decode(content)
+    except UnicodeDecodeError:
+        return False
+    return not any(unicodedata.category(c) == "Cc" and c not in "\t\r\n" for c in text)

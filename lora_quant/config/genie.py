@@ -20,11 +20,9 @@ from pydantic_core import InitErrorDetails
 
 from lora_quant.config.base_model import ConfigModel, from_document, problem, raise_problems
 from lora_quant.config.documents import read_json_located
+from lora_quant.config.genie_roots import GENIE_ROOTS
 from lora_quant.config.names import PlainName
 from lora_quant.config.plain_values import PathParts
-
-GENIE_ROOTS: Final = ("dialog", "standalone-engine", "text-generator")
-"""Keys of a configuration below which there is an `engine`."""
 
 _TO_BLOCK: Final = ("model", "binary", "lora")
 
@@ -161,11 +159,6 @@ def read_genie_lora(path: Path) -> GenieLora:
 def read_genie_config(path: Path) -> GenieConfig:
     """Read a Genie configuration, or a part of one; ConfigError if it is not accepted."""
     return from_document(GenieConfig, read_json_located(path))
-
-
-def has_engines(document: Mapping[str, Any]) -> bool:
-    """Whether a document is a configuration, or a part of one, rather than the block alone."""
-    return any(isinstance(document.get(root), Mapping) for root in GENIE_ROOTS)
 
 
 def genie_blocks(document: Any) -> Iterator[tuple[PathParts, Mapping[str, Any]]]:

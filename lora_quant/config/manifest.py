@@ -41,12 +41,12 @@ from lora_quant.config.manifest_records import (
     ToolRecord,
     UseCaseRecord,
 )
+from lora_quant.config.manifest_seal import MANIFEST_FILE as MANIFEST_FILE
 from lora_quant.config.manifest_seal import is_sealed, seal_manifest
 from lora_quant.config.names import FolderName, clashes
 from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import ConfigError, InputMissingError, Where, did_you_mean
 
-MANIFEST_FILE = "pack.json"
 MANIFEST_VERSION: Literal[1] = 1
 _MAX_BYTES = 256 * 1024 * 1024
 

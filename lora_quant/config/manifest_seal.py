@@ -14,6 +14,7 @@ from typing import Final
 
 from lora_quant.errors import ConfigError
 
+MANIFEST_FILE: Final = "pack.json"
 SEAL_FIELD: Final = "manifest_sha256"
 UNSEALED: Final = "0" * 64
 """What stands in the field until the text is sealed."""

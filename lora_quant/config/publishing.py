@@ -67,7 +67,8 @@ def undo(step: Step) -> None:
 def discard(step: Step) -> None:
     """Remove what a step leaves under hidden names, once it is done or undone."""
     for path in (step.waiting, step.retired):
-        if path.is_dir() and not path.is_symlink():
+        # Not `path.is_dir`: it raises OSError for a name that is too long.
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):

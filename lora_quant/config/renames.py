@@ -26,11 +26,15 @@ _UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def identity(path: Path) -> Identity | None:
-    """What a file or folder is told by; None if nothing has the name."""
+    """What a file or folder is told by; None if nothing has the name, or nothing can have it."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
     return status.st_dev, status.st_ino
 
 

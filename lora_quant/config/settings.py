@@ -9,7 +9,6 @@ The nearest such file counts, in the current folder or one around it; settings a
 from __future__ import annotations
 
 import re
-import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from lora_quant.config.base_model import ConfigModel, NonEmpty, PathField, from_document
 from lora_quant.config.located import LocatedDocument
+from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import ConfigError, InputMissingError, Where
 
 if sys.version_info >= (3, 11):
@@ -30,6 +30,7 @@ else:
 SETTINGS_FILE: Final = "lora-quant.toml"
 PYPROJECT: Final = "pyproject.toml"
 TABLE: Final = "lora-quant"
+_MISSPELT = "lora_quant"
 MAX_BYTES: Final = 1 << 20
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -131,6 +132,12 @@ def _settings_in(path: Path, value: dict[str, Any]) -> FoundSettings | None:
     prefix = ""
     if path.name == PYPROJECT:
         tools = value.get("tool")
+        if isinstance(tools, Mapping) and _MISSPELT in tools:
+            raise ConfigError(
+                f"the table [tool.{_MISSPELT}] is read by nobody",
+                where=Where(file=path, field=f"tool.{_MISSPELT}"),
+                hint=f"write it with a hyphen: [tool.{TABLE}]",
+            )
         if not isinstance(tools, Mapping) or TABLE not in tools:
             return None
         value, prefix = tools[TABLE], f"tool.{TABLE}."
@@ -144,18 +151,13 @@ def _settings_in(path: Path, value: dict[str, Any]) -> FoundSettings | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputMissingError(
-                "the settings are no regular file", where=Where(file=path), hint=_NO_CONFIG
-            )
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputMissingError):
-            raise
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise InputMissingError(
-            f"the settings cannot be read: {reason}", where=Where(file=path), hint=_NO_CONFIG
+            f"the settings cannot be read: {error.strerror or error}",
+            where=Where(file=path),
+            hint=_NO_CONFIG,
         ) from None
     if len(content) > MAX_BYTES:
         raise ConfigError(

@@ -79,23 +79,40 @@ def config_error(
     *,
     by_alias: bool,
 ) -> ConfigError:
-    """All problems of a pydantic error as one ConfigError at the place of the first one."""
+    """All problems of a pydantic error as one ConfigError at the place of the first one.
+
+    Its `parts` are the problems, each at its own place.
+    """
     problems = [
         _problem(detail, model, document.value, by_alias)
         for detail in error.errors(include_url=False)[:MOST_PROBLEMS]
     ]
     problems.sort(key=lambda p: document.position(p.path) or (0, 0))
-    first = problems[0]
-    where = document.where(first.path, field=path_text(first.path) or None)
+    parts = tuple(
+        ConfigError(
+            p.message, where=document.where(p.path, field=path_text(p.path) or None), hint=p.hint
+        )
+        for p in problems
+    )
+    result = ConfigError(_text(problems, document), where=parts[0].where, hint=_hint(problems))
+    result.parts = parts
+    return result
+
+
+def _text(problems: list[Problem], document: LocatedDocument) -> str:
     if len(problems) == 1:
-        return ConfigError(first.text, where=where, hint=first.hint)
+        return problems[0].text
     lines = [f"{len(problems)} problems"]
     for problem in problems:
         position = document.position(problem.path)
         place = "" if position is None else f"line {position[0]}:{position[1]}: "
         hint = f" ({problem.hint})" if problem.hint else ""
         lines.append(f"  {place}{problem.text}{hint}")
-    return ConfigError("\n".join(lines), where=where, hint="correct each of them")
+    return "\n".join(lines)
+
+
+def _hint(problems: list[Problem]) -> str | None:
+    return problems[0].hint if len(problems) == 1 else "correct each of them"
 
 
 def _problem(detail: Any, model: type[BaseModel], value: Any, by_alias: bool) -> Problem:

@@ -17,7 +17,7 @@ from typing import Any
 from lora_quant.config.base_model import relative_path, to_document
 from lora_quant.config.documents import dump_yaml
 from lora_quant.config.lora_config import LoraConfig, map_paths
-from lora_quant.config.schemas import schema_file, schema_text
+from lora_quant.config.schema_files import schema_file, schema_text
 from lora_quant.config.whole_files import write_files
 
 SCHEMA_NAME = "lora-config"

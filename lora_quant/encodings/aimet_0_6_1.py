@@ -40,6 +40,9 @@ VERSION = "0.6.1"
 VERSIONS = ("0.4.0", "0.5.0", "0.6.1")
 
 _KINDS = {"int": NumberKind.INT, "float": NumberKind.FLOAT}
+MOST_STALE = 50
+"""How many values of min and max that fit no grid are told of one file."""
+
 _KEYS = {"bitwidth", "dtype", "is_symmetric", "max", "min", "offset", "scale"}
 
 
@@ -51,7 +54,7 @@ def read(document: Mapping[str, Any]) -> EncodingFile:
         _read_section(document, key, unknown, stale) for key in (ACTIVATIONS, PARAMS)
     )
     file = file_of_sections(document, activations, params)
-    return replace(file, findings=(*unknown.findings(), *stale))
+    return replace(file, findings=(*unknown.findings(), *_told(stale)))
 
 
 def write(file: EncodingFile) -> dict[str, Any]:
@@ -201,6 +204,18 @@ def _numbers(
             where=Where(tensor=name, field=f"{path}[{index}].{key}"),
         )
     return JsonEntry({key: list(values)}, name, path).numbers(key)
+
+
+def _told(stale: list[Finding]) -> list[Finding]:
+    """Of very many findings about ranges the first, and one with the number left."""
+    rest = len(stale) - MOST_STALE
+    if rest <= 0:
+        return stale
+    message = f"{rest} more values of min or max do not fit scale and offset, which are used"
+    return [
+        *stale[:MOST_STALE],
+        Finding("encodings/stale-range", Severity.WARNING, message, Where()),
+    ]
 
 
 def _stale_range(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import Any, NoReturn, TypeVar
+from itertools import chain, islice
+from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_quant.errors import EncodingsError, Where, short
+from lora_quant.errors import MOST_NAME, EncodingsError, Where, short
 from lora_quant.findings import Finding, Severity
 
 T = TypeVar("T")
+
+MOST_KEYS = 50
+"""How many unknown keys of one file are told."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ class JsonEntry:
             ) from None
 
 
+_MOST_AXES: Final = 32
+"""Arrays of numpy 1 have no more axes; numpy 2 has 64."""
+
+
 class _NotNumbersError(Exception):
     pass
 
@@ -107,6 +114,8 @@ def number_array(value: Any) -> NDArray[np.float64]:
     flat: Sequence[Any] = value if type(value) is list else [value]
     shape = [len(flat)] if type(value) is list else []
     while flat and type(flat[0]) is list:
+        if len(shape) == _MOST_AXES:
+            raise _NotNumbersError(f"lists are nested more than {_MOST_AXES} deep")
         if set(map(type, flat)) != {list} or len(set(map(len, flat))) != 1:
             raise _NotNumbersError("the lists do not have equal lengths")
         shape.append(len(flat[0]))
@@ -143,18 +152,27 @@ class UnknownKeys:
 
     def note(self, keys: Iterable[str], tensor: str | None) -> None:
         """Members of `tensor`'s entry that the reader does not know."""
-        for key in keys:
+        for key in sorted(keys):
             self.first.setdefault(key, tensor)
             self.count[key] = self.count.get(key, 0) + 1
 
     def findings(self) -> tuple[Finding, ...]:
-        """One finding per key."""
-        return tuple(
-            Finding(
-                "encodings/unknown-key",
-                Severity.WARNING,
-                f"the key {key!r} of {self.count[key]} entries is not known and not carried over",
-                Where(tensor=tensor),
+        """One finding per key, of very many the first `MOST_KEYS` and one with the number left."""
+        told = [
+            _unknown(
+                f"the key {short(key, most=MOST_NAME)} of {self.count[key]} entries is not known "
+                "and not carried over",
+                tensor,
             )
-            for key, tensor in self.first.items()
-        )
+            for key, tensor in islice(self.first.items(), MOST_KEYS)
+        ]
+        rest = len(self.first) - len(told)
+        if rest:
+            told.append(
+                _unknown(f"{rest} more keys of entries are not known and not carried over", None)
+            )
+        return tuple(told)
+
+
+def _unknown(message: str, tensor: str | None) -> Finding:
+    return Finding("encodings/unknown-key", Severity.WARNING, message, Where(tensor=tensor))

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Made once: json.dumps would make one for each of some thousand values.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -24,7 +27,7 @@ class Section:
 
 def value_text(value: Any) -> str:
     """A JSON value on one line, keys in alphabetical order."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return _ENCODER.encode(value)
 
 
 def object_text(members: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.encoding_file import EncodingFile
+from lora_quant.encodings.json_entry import describe
 from lora_quant.encodings.json_text import Section, value_text
 from lora_quant.errors import EncodingsError, Where
 
@@ -45,7 +46,18 @@ def file_of_sections(
 
 
 def header_of(document: Mapping[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
-    """The members of a document that are neither sections nor the version."""
+    """The members of a document that are neither sections nor the version.
+
+    They are written again as they are: EncodingsError for `quantizer_args` that the
+    schemas would not let out.
+    """
+    arguments = document.get("quantizer_args", {})
+    if not isinstance(arguments, Mapping):
+        raise EncodingsError(
+            f"expected an object, got {describe(arguments)}",
+            where=Where(field="quantizer_args"),
+            hint="leave it out, or take it from the file that AIMET wrote",
+        )
     return {k: v for k, v in document.items() if k not in (*sections, "version")}
 
 

@@ -1,6 +1,7 @@
 """What a build would make of a configuration, up to the point where it would write.
 
 config  ->  read-exported, lower-adapters, ..., merge-encodings  ->  findings, or why it stops
+        ->  the weights of each use case, against their encodings
 
 A configuration does not say with which options it is built. If a build without any stops at
 encodings, those are tried that encodings may call for; if it stops at a base that holds branches,
@@ -9,7 +10,7 @@ the graph may be final.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from lora_quant.findings import Finding
 from lora_quant.graph.base.base_graph import BaseGraph, open_base
 from lora_quant.graph.exported.recognise import recognise_branches
 from lora_quant.passes.compilation import Compilation, Progress, no_progress
+from lora_quant.passes.merging.weight_ranges import WeightRanges
 from lora_quant.passes.runner import FINAL_PIPELINE, PIPELINE, default_passes, run_passes
+from lora_quant.passes.weight_values import shared_weights, use_case_weights
 
 _Options = tuple[str, BuildOptions]
 
@@ -53,7 +56,8 @@ def dry_run(
 
     `config` has paths that can be opened. `base` is its base graph if that is open already; it is
     edited, as by a build. No file is written, and weights of the base are read as by a build: by
-    rows, for the kinds of adapters that need them. Raises the LoraQuantError that would stop a
+    rows, for the kinds of adapters that need them. Those of adapters pass by, one attach point at a
+    time. Raises the LoraQuantError that would stop a
     build with each of the options.
     """
     start = _start(config, config_file, progress, base)
@@ -117,4 +121,18 @@ def _restart(start: Compilation) -> Compilation:
 def _noticed(start: Compilation, options: BuildOptions) -> tuple[Finding, ...]:
     order = PIPELINE if options.create_lora_graph else FINAL_PIPELINE
     passes = default_passes(order[: order.index("emit-packs")])
-    return run_passes(replace(start, options=options), passes).findings
+    done = run_passes(replace(start, options=options), passes)
+    return (*done.findings, *_of_values(done))
+
+
+def _of_values(compilation: Compilation) -> Iterator[Finding]:
+    """What targets notice while weights pass by: grids that end before the values do."""
+    if compilation.merged is None:
+        return
+    for use_case in compilation.config.use_cases:
+        ranges = WeightRanges()
+        for point in use_case_weights(compilation, use_case.name):
+            ranges.observe(point)
+        for record, values in shared_weights(compilation, use_case.name):
+            ranges.take(record.name, values)
+        yield from compilation.merged.for_use_case(use_case.name, ranges)[1]

@@ -13,14 +13,16 @@ from lora_quant.validation.kinds import Kind
 class Checked:
     """One file or pack: what it is (None if it is not known) and what was found.
 
-    ignored: findings that the person chose not to see. traceback: of a defect of ours, as Python
-    prints it.
+    ignored: findings that the person chose not to see. contents: what the file holds, which is no
+    matter of right and wrong: reports and `ok` leave it out. traceback: of a defect of ours, as
+    Python prints it.
     """
 
     path: Path
     kind: Kind | None
     findings: tuple[Finding, ...]
     ignored: int = 0
+    contents: tuple[Finding, ...] = ()
     traceback: str | None = None
 
     @property

@@ -12,6 +12,7 @@ from typing import Final
 from lora_quant.errors import (
     AdapterError,
     AttachPointError,
+    ConfigError,
     EncodingsError,
     GraphError,
     InputMissingError,
@@ -37,6 +38,12 @@ RULES_OF_ERRORS: Final[tuple[tuple[type[LoraQuantError], Rule], ...]] = (
 def rule_of(error: LoraQuantError) -> Rule:
     """The rule that is broken where a reader raises `error`."""
     return next(rule for kind, rule in RULES_OF_ERRORS if isinstance(error, kind))
+
+
+def findings_of(error: LoraQuantError, *, shown: Path) -> tuple[Finding, ...]:
+    """A finding for each problem that an error lists, or one for the error itself."""
+    parts = error.parts if isinstance(error, ConfigError) else ()
+    return tuple(finding_of(part, shown=shown) for part in parts or (error,))
 
 
 def finding_of(error: LoraQuantError, *, shown: Path) -> Finding:

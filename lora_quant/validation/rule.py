@@ -31,7 +31,8 @@ class Rule:
     """One rule. `id` is stable: `<area>/<name>` in lower case, with hyphens.
 
     title: what is wrong, without names and numbers. why: what would happen otherwise. mend: what
-    to do. Each is plain text of whole sentences, `title` without a full stop.
+    to do. Each is plain text of whole sentences, `title` without a full stop. describes: nothing is
+    wrong; the finding says what a file holds, to a person who asks for that.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Rule:
     title: str
     why: str
     mend: str
+    describes: bool = False
 
     @property
     def area(self) -> str:

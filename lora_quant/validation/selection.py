@@ -13,10 +13,10 @@ from functools import cached_property
 from lora_quant.errors import ConfigError, did_you_mean
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.catalogue import RULES
+from lora_quant.validation.catalogue.defect import AREA as DEFECT_AREA
 from lora_quant.validation.checked import Checked
 from lora_quant.validation.rule import ALL_LEVELS, Level
 
-DEFECT_AREA = "defect"
 _ALWAYS_TOLD = ("document", "recognise")
 """Areas whose errors say that a file was not looked at: without them, silence would pass for ok."""
 
@@ -56,8 +56,9 @@ class Selection:
         if not self.select and not self.ignore:
             return checked
         kept = tuple(f for f in checked.findings if self.keeps(f))
-        dropped = len(checked.findings) - len(kept)
-        return replace(checked, findings=kept, ignored=checked.ignored + dropped)
+        contents = tuple(f for f in checked.contents if self.keeps(f))
+        ignored = checked.ignored + len(checked.findings) - len(kept)
+        return replace(checked, findings=kept, contents=contents, ignored=ignored)
 
     def _wants(self, rule: str) -> bool:
         selected = not self.select or not self.select.isdisjoint(_names(rule))

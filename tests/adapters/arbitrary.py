@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

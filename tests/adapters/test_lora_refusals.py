@@ -179,7 +179,7 @@ NAMES = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
 def test_any_field_is_taken_or_refused_within_the_tree_of_errors(
     fields: dict[str, Any], tmp_path: Path
@@ -226,7 +226,7 @@ SETTINGS = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.dictionaries(SUFFIXES, SHAPES, min_size=1, max_size=5),
     fields=SETTINGS,

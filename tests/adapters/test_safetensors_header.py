@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_quant.adapters.files.safetensors_header import header_length, parse_header
@@ -127,7 +127,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(document=JSON, data=st.integers(0, 64))
 def test_any_json_is_accepted_or_an_adapter_error(document: Any, data: int) -> None:
     with contextlib.suppress(AdapterError):

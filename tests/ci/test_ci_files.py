@@ -12,7 +12,7 @@ import yaml
 
 from lora_quant.cli.main import cli
 from lora_quant.cli.main import run as run_here
-from lora_quant.config.schemas import FILES, schema_file
+from lora_quant.config.schema_files import FILES, schema_file
 from lora_quant.config.settings import read_settings
 from tests.ci.steps import ACTION, CI_SAMPLES, STEPS, read_yaml
 from tests.quality.paths import ROOT, run

@@ -14,7 +14,7 @@ import jsonschema_rs
 import pytest
 from ruamel.yaml import YAML
 
-from lora_quant.config.schemas import ALL_SCHEMAS, checkout_folder, load_schema, schema_file
+from lora_quant.config.schema_files import ALL_SCHEMAS, checkout_folder, load_schema, schema_file
 from tests.quality.paths import ROOT, run
 from tests.sample import CONFIG
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_quant.config.schemas import ALL_SCHEMAS, checkout_folder, schema_file
+from lora_quant.config.schema_files import ALL_SCHEMAS, checkout_folder, schema_file
 from lora_quant.validation.catalogue import RULES
 from lora_quant.validation.checked import Checked, Validation
 from lora_quant.validation.reports.sarif_report import sarif_report

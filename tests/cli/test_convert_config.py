@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from lora_quant.cli.main import run
 from lora_quant.config.lora_config import read_lora_config
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from tests.configure.folders import EXPORTED, copied
 
 

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from lora_quant.cli.main import run
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from tests.adapters.builders import Q0, Q1, V0, pair, write
 from tests.adapters.fixture_base import KINDS
 

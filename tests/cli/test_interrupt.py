@@ -69,8 +69,10 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("replace", [False, True], ids=["new", "force"])
+@pytest.mark.parametrize(
+    ("name", "replace"),
+    [("SIGINT", False), ("SIGTERM", True), ("SIGHUP", False), ("SIGINT", True)],
+)
 def test_nothing_is_left_behind(name: str, replace: bool, sample: Path) -> None:
     folder = sample.parent.parent
     make_float(sample)

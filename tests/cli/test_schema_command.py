@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from lora_quant.cli.main import run
-from lora_quant.config.schemas import ALL_SCHEMAS, FILES, load_schema, schema_file, schema_text
+from lora_quant.config.schema_files import ALL_SCHEMAS, FILES, load_schema, schema_file, schema_text
 
 
 def report(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from lora_quant.cli.main import run
 from lora_quant.cli.render_validation import LISTED
 from lora_quant.cli.validate_command import FORMATS
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from lora_quant.validation import check_item
 from lora_quant.validation.catalogue import RULES
 from lora_quant.validation.documents.document_check import check_document

@@ -15,15 +15,14 @@ from lora_quant.config.base_model import from_document
 from lora_quant.config.documents import read_json, read_json_located, read_yaml_located
 from lora_quant.config.located import LocatedDocument
 from lora_quant.config.names import FOLDER_NAME_PATTERN, folder_name_problem
-from lora_quant.config.schemas import (
+from lora_quant.config.schema_files import (
     FOREIGN_SCHEMAS,
-    SCHEMAS,
     checkout_folder,
-    generate_schemas,
     load_schema,
     schema_file,
     schema_text,
 )
+from lora_quant.config.schemas import SCHEMAS, generate_schemas
 from lora_quant.errors import ConfigError
 
 CASES = Path(__file__).parent / "cases"

@@ -260,3 +260,11 @@ def test_what_a_dialect_cannot_express_is_refused(
         dialect.write(file)
     assert caught.value.where.tensor == ("w" if file.encodings else None)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("document", [old(OLD), new(NEW), newest(NEWEST)])
+def test_a_header_that_no_schema_would_let_out_is_refused(document: dict[str, Any]) -> None:
+    readers = {"0.6.1": aimet_0_6_1, "1.0.0": aimet_1_0_0, "2.0.0": aimet_2_0_0}
+    with pytest.raises(EncodingsError, match="expected an object, got 'AIMET 2'") as caught:
+        readers[document["version"]].read({**document, "quantizer_args": "AIMET 2"})
+    assert caught.value.where.field == "quantizer_args"

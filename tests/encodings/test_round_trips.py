@@ -13,9 +13,10 @@ from lora_quant.encodings.encoding_file import EncodingFile
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 SCALES = st.floats(1e-12, 1e12)
-HEADERS = st.dictionaries(
-    st.sampled_from(["producer", "quantizer_args", "excluded_layers"]),
-    st.one_of(st.none(), st.booleans(), st.dictionaries(NAMES, st.integers())),
+OBJECTS = st.dictionaries(NAMES, st.integers())
+ANYTHING = st.one_of(st.none(), st.booleans(), OBJECTS)
+HEADERS = st.fixed_dictionaries(
+    {}, optional={"producer": ANYTHING, "quantizer_args": OBJECTS, "excluded_layers": ANYTHING}
 )
 
 

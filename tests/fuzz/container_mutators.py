@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Sequence
 from random import Random
@@ -43,6 +44,25 @@ _PICKLED = (
     b"0",
     b"2",
 )
+
+
+def mutate_npz(data: bytes, donors: Sequence[bytes], random: Random) -> bytes:
+    """One array damaged, renamed or repeated, in an archive that is whole."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    number = random.randrange(len(entries))
+    name, content = entries[number]
+    if random.random() < 0.7:
+        content = mutate_bytes(content, donors, random)
+    name = random.choice([name, name, name.removesuffix(".npy"), "x", "../x.npy", "\u00e9.npy"])
+    entries[number] = (name, content)
+    how = random.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    written = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(written, "w", how) as archive:
+        warnings.simplefilter("ignore")  # of names that occur twice
+        for name, content in entries:
+            archive.writestr(name, content)
+    return written.getvalue()
 
 
 def mutate_safetensors(data: bytes, donors: Sequence[bytes], random: Random) -> bytes:

@@ -39,6 +39,7 @@ from lora_quant.graph.files.stored_values import stored_values
 from lora_quant.graph.records import TensorRecord
 from lora_quant.lower import inspect_adapter
 from lora_quant.passes.merging.updatable_lists import read_tensor_list
+from lora_quant.runtime.feeds.input_files import read_inputs
 from lora_quant.targets.files.onnx_adapter_writer import write_adapter
 from lora_quant.validation.files.adapter_check import check_adapter
 from lora_quant.validation.files.lora_config_check import check_lora_config_text
@@ -46,7 +47,12 @@ from lora_quant.validation.validate import validate_paths
 from tests.adapters.formats import torch_bytes
 from tests.fuzz import seeds
 from tests.fuzz.bytes_mutator import mutate_bytes
-from tests.fuzz.container_mutators import mutate_pickle, mutate_safetensors, mutate_torch_zip
+from tests.fuzz.container_mutators import (
+    mutate_npz,
+    mutate_pickle,
+    mutate_safetensors,
+    mutate_torch_zip,
+)
 from tests.fuzz.message_mutator import mutate_message
 from tests.fuzz.target import Mutate, Outcome, Target, put
 from tests.fuzz.tree_mutator import parse_tree, tree_mutator
@@ -121,6 +127,14 @@ def _adapter_files(folder: Path) -> list[bytes]:
     sink = io.BytesIO()
     write_adapter(sink, records, tensors.items(), adapter_version=7, model_version=9)
     return [sink.getvalue()]
+
+
+def _input_files(folder: Path) -> list[bytes]:
+    ids, x = np.zeros((1, 3), np.int64), np.ones((2,), np.float32)
+    plain, packed = io.BytesIO(), io.BytesIO()
+    np.savez(plain, input_ids=ids, x=x)
+    np.savez_compressed(packed, input_ids=ids, x=x)
+    return [plain.getvalue(), packed.getvalue()]
 
 
 def _safetensors(folder: Path) -> list[bytes]:
@@ -434,6 +448,13 @@ _LIST = (
         _file("a.safetensors", lambda path: _all_tensors(SafetensorsFile(path))),
         (mutate_safetensors, mutate_bytes),
         2,
+    ),
+    Target(
+        "inputs-npz",
+        _input_files,
+        _file("x.npz", read_inputs),
+        (mutate_npz, mutate_bytes),
+        1,
     ),
     Target(
         "torch-zip",

@@ -113,6 +113,21 @@ def test_a_weight_that_is_read_in_two_ways_has_no_axis(tmp_path: Path) -> None:
     assert facts_of(graph, tmp_path).tensors["w"].axis is None
 
 
+def test_a_chain_before_a_weight_is_followed_for_16_nodes(tmp_path: Path) -> None:
+    """So that many readers behind a long one take no quadratic time."""
+
+    def axis(nodes: int) -> int | None:
+        graph = GraphBuilder()
+        x = graph.input("x", ("N", 4))
+        w = graph.weight("w", 4, 4)
+        for number in range(nodes):
+            w = graph.node("Identity", [w], f"copy_{number}")
+        graph.output(graph.node("MatMul", [x, w], "product"), ("N", 4))
+        return facts_of(graph, tmp_path).tensors["w"].axis
+
+    assert (axis(16), axis(17)) == (1, None)
+
+
 def test_an_input_with_a_default_is_a_parameter(tmp_path: Path) -> None:
     graph = GraphBuilder()
     x = graph.input("x", ("N", 4))

@@ -63,6 +63,7 @@ def through(*steps: tuple[str, dict[str, Any]], op_type: str = "MatMul") -> Buil
         (through(("Transpose", {}), ("Identity", {}), ("Transpose", {})), (3, 4), True),
         (through(("Transpose", {}), op_type="Gemm"), (4, 3), False),
         (through(("Cast", {"to": TensorProto.FLOAT})), (3, 4), True),
+        (through(*[("Identity", {})] * 16), (3, 4), True),
     ],
 )
 def test_products_with_a_matrix(
@@ -161,6 +162,11 @@ def test_defaults_of_a_convolution(tmp_path: Path) -> None:
             ),
             (2, 3),
             "its weight passes through a Transpose with perm [0, 2, 1]",
+        ),
+        (
+            through(*[("Identity", {})] * 17),
+            (2, 3),
+            "its weight passes through more than 16 nodes that only move or cast it",
         ),
     ],
 )

@@ -242,9 +242,7 @@ def test_names_that_are_not_text(tmp_path: Path, text: str) -> None:
         open_base(path)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_flipped_bytes_never_leave_the_error_tree(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(attention(layers=1).model(ir_version=10).SerializeToString())

@@ -342,7 +342,7 @@ def made_adapter(base: Array, rank: int, seed: int) -> tuple[dict[str, Array], A
     return tensors, base + l_, float(tensors["l_scale"][0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "uint8", "int16", "uint16"]))
 def test_quantizing_what_was_dequantized_gives_the_codes_again(seed: int, dtype: str) -> None:
     random = np.random.default_rng(seed)

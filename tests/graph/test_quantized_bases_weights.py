@@ -158,7 +158,7 @@ def test_parts_of_a_packed_projection(tmp_path: Path) -> None:
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     first=st.integers(1, 9),
     second=st.integers(1, 9),

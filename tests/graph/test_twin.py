@@ -58,7 +58,7 @@ def test_a_float_weight_near_the_largest_number_is_another_one_and_no_overflow(
         mapped(model, twin, tmp_path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**16), external=st.booleans())
 def test_every_module_is_found_without_any_name_and_in_any_order(
     scheme: str, seed: int, external: bool, tmp_path_factory: pytest.TempPathFactory
@@ -72,7 +72,7 @@ def test_every_module_is_found_without_any_name_and_in_any_order(
     assert found == TwinMap(wanted, (), ())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**16), layers=st.integers(2, 5))
 def test_equal_weights_are_told_apart_by_connections(
     scheme: str, seed: int, layers: int, tmp_path_factory: pytest.TempPathFactory

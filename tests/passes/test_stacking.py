@@ -88,9 +88,7 @@ MAKERS: dict[str, Callable[[Path, int], Step]] = {
 }
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(
     kinds=st.lists(st.sampled_from(sorted(MAKERS)), min_size=1, max_size=4),
     seed=st.integers(0, 2**16),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_quant import __version__
-from lora_quant.config.schemas import FOREIGN_SCHEMAS, SCHEMAS, schema_file
+from lora_quant.config.schema_files import FOREIGN_SCHEMAS, schema_file
+from lora_quant.config.schemas import SCHEMAS
 from tests.quality.paths import ROOT, run_python
 
 NAMES = [*SCHEMAS, *FOREIGN_SCHEMAS]
@@ -59,7 +60,7 @@ def test_wheel_reads_its_own_schemas(distributions: tuple[Path, Path], tmp_path:
         "sys.path.insert(0, sys.argv[1])\n"
         "import lora_quant\n"
         "assert lora_quant.__file__.startswith(sys.argv[1]), lora_quant.__file__\n"
-        "from lora_quant.config.schemas import load_schema\n"
+        "from lora_quant.config.schema_files import load_schema\n"
         "for name in sys.argv[2:]:\n"
         "    assert load_schema(name)['$schema'], name\n",
         encoding="utf-8",

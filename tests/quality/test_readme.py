@@ -43,6 +43,14 @@ def test_commands_and_options_exist(words: list[str]) -> None:
     assert known.issuperset(a for a in arguments if a.startswith("-"))
 
 
+def test_rules_that_are_named_exist() -> None:
+    from lora_quant.validation.selection import parse_selectors
+
+    text = README + (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    named = re.findall(r"--(?:explain|select|ignore) ([a-z/,-]+)", text)
+    assert parse_selectors(named) >= {"pack/hash", "device/block-size"}
+
+
 def test_every_command_is_in_the_readme() -> None:
     from lora_quant.cli.main import cli
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_loads_nothing_heavy(case: str) -> None:
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     found = sorted(loaded.intersection(HEAVY))
     assert not found, f"{case} imports {', '.join(found)}: import them inside the function"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mapping.json", '{"model.q_proj": ["/q/MatMul"]}'),
+        ("quant_updatable_tensors.txt", "/a/b\n"),
+    ],
+)
+def test_validate_loads_what_the_kind_of_file_needs(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    done = run_python(
+        "-c",
+        "import json, sys\n"
+        "from lora_quant.cli.main import run\n"
+        f"assert run(['validate', {str(tmp_path / name)!r}, '--no-config']) == 0\n"
+        "print(json.dumps(sorted(sys.modules)))",
+    )
+    assert done.returncode == 0, done.stdout
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"google.protobuf", "ml_dtypes", "numpy", "onnx", "safetensors"}
 
 
 @pytest.mark.parametrize("name", ["build", "LoraBuilderInputConfig", "no_such_name"])

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from lora_quant.api import build
+from lora_quant.config.names import MAX_NAME_BYTES
 from lora_quant.config.options import BuildOptions
 from lora_quant.config.whole_files import write_file
 from lora_quant.errors import PackError
 from lora_quant.targets.files.output_transaction import OutputTransaction
-from lora_quant.targets.files.pack_folder import PackFolder
+from lora_quant.targets.files.pack_folder import PackFolder, neighbour_stem
 from tests.command_line import PROGRAM, environment
 from tests.robustness.children import drop_rights, in_child
 from tests.sample import copy_sample, keep_use_cases, make_float, tree
@@ -191,6 +192,64 @@ def test_a_folder_that_is_removed_before_it_is_published(tmp_path: Path) -> None
     with pytest.raises(PackError, match="cannot write: No such file or directory"):
         removed()
     assert list(tmp_path.iterdir()) == []
+
+
+@ON_POSIX
+@pytest.mark.parametrize("length", [235, 240, 243, 255, 300])
+def test_an_output_name_that_is_almost_too_long(length: int, tmp_path: Path) -> None:
+    """Hidden names are longer than the output's: nothing of theirs is left if one cannot be had."""
+
+    def written() -> None:
+        with OutputTransaction(tmp_path / ("n" * length), force=False) as folder:
+            folder.write_manifest("{}")
+
+    if length + len(".nnnn.0123abcd.part") - len("nnnn") > MAX_NAME_BYTES:
+        with pytest.raises(PackError, match="cannot write: File name too long") as caught:
+            written()
+        assert caught.value.hint == "choose a shorter name for the output folder"
+        assert list(tmp_path.iterdir()) == []
+    else:
+        written()
+        assert [path.name for path in tmp_path.iterdir()] == ["n" * length]
+
+
+@ON_POSIX
+@pytest.mark.parametrize("length", [118, 225, 240])
+def test_the_name_of_a_neighbour_that_is_too_long(length: int, tmp_path: Path) -> None:
+    place, output = tmp_path / "model", tmp_path / ("n" * length)
+    place.mkdir()
+
+    def written() -> None:
+        with OutputTransaction(output, force=False) as folder:
+            final = place / f"{neighbour_stem(Path('model.onnx'), output, 'qairt')}.onnx"
+            with folder.create_neighbour(final, "graph") as writer:
+                writer.write(b"graph")
+
+    with pytest.raises(PackError, match="cannot write: File name too long"):
+        written()
+    assert list(place.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [place]
+
+
+@ON_POSIX
+def test_permissions_follow_the_folder_around_and_what_is_replaced(tmp_path: Path) -> None:
+    place, out = tmp_path / "place", tmp_path / "place" / "out"
+    place.mkdir()
+    place.chmod(0o2775)
+
+    def write() -> int:
+        with OutputTransaction(out, force=True, check=lambda *_: {}) as folder:
+            assert folder.root.stat().st_mode & 0o077 == 0
+            folder.write_manifest("{}")
+        return out.stat().st_mode & 0o7777
+
+    before = os.umask(0o077)
+    try:
+        assert write() == 0o2700
+        out.chmod(0o2750)
+        assert write() == 0o2750
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("what", ["file", "link", "folder"])

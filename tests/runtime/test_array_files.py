@@ -25,7 +25,7 @@ VALUES = DTYPES.flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.dictionaries(NAMES, VALUES, max_size=4))
 def test_what_is_written_is_read(
     values: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory

@@ -134,7 +134,7 @@ def rounding(steps: list[Step], x: Array) -> Array:
     return bound
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ADDING, min_size=1, max_size=3) | st.lists(SCALING_INPUTS, min_size=1, max_size=3))
 def test_adapters_act_one_after_the_other(steps: list[Step]) -> None:
     x = np.random.default_rng(7).normal(size=(3, IN)).astype(np.float32)

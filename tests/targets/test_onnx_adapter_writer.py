@@ -119,7 +119,7 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors=TENSORS, adapter=st.integers(0, 2**31 - 1), model=st.integers(0, 2**31 - 1))
 def test_the_engine_reads_what_was_written(
     tensors: Tensors, adapter: int, model: int, tmp_path_factory: pytest.TempPathFactory

@@ -114,6 +114,23 @@ def test_a_folder_without_an_adapter_is_a_finding(tmp_path: Path) -> None:
     assert (finding.rule, finding.where.file) == ("document/missing", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("prompt_tuning", "a soft prompt ["),
+        ("supertuning_saved", "not plain LoRA: its update has no low rank"),
+    ],
+)
+def test_the_note_tells_what_an_adapter_has_beside_low_rank(kind: str, told: str) -> None:
+    assert told in one(check_adapter_folder(FIXTURES / "kinds" / kind), "adapter/content").message
+
+
+def test_the_note_tells_what_an_adapter_replaces(tmp_path: Path) -> None:
+    norm = {"base_model.model.norm.weight": np.ones(8, np.float32)}
+    found = check_adapter_folder(write(tmp_path, {**factors(), **norm}, modules_to_save=["norm"]))
+    assert "; replaces 1 parameters" in one(found, "adapter/content").message
+
+
 def test_of_an_adapter_with_tasks_the_first_is_looked_at() -> None:
     found = check_adapter_folder(FIXTURES / "kinds" / "poly_task0")
     assert problems(found) == []

@@ -72,8 +72,8 @@ def run(
 @pytest.mark.parametrize("name", NEGATIVE)
 def test_negative(name: str, run: Callable[[Case], Validation]) -> None:
     case = read_case(name)
-    findings = run(case).findings
-    found = [told(f) for f in findings if f.severity is not Severity.NOTE]
+    validation = run(case)
+    found = [told(f) for f in validation.findings if f.severity is not Severity.NOTE]
     hint = f"{case.what}\nfound, to be compared with `expect`:\n{as_yaml(found)}"
     assert case.expect, f"a negative case expects something; {hint}"
     for finding in found:
@@ -85,7 +85,7 @@ def test_negative(name: str, run: Callable[[Case], Validation]) -> None:
     for wanted in case.expect:
         same = [f for f in found if as_place(f, case) == as_place(wanted, case)]
         assert any(wanted["message"] in f["message"] for f in same), hint
-    assert_notes(case, findings)
+    assert_notes(case, validation)
 
 
 @pytest.mark.parametrize("name", POSITIVE)
@@ -97,12 +97,13 @@ def test_positive(name: str, run: Callable[[Case], Validation]) -> None:
     kinds = {i.path.as_posix(): i.kind and i.kind.value for i in validation.checked}
     assert case.kinds, f"a positive case says what its files are: {kinds}"
     assert kinds == dict(case.kinds)
-    assert_notes(case, validation.findings)
+    assert_notes(case, validation)
 
 
-def assert_notes(case: Case, findings: tuple[Finding, ...]) -> None:
-    """Every note that the case names is found."""
-    notes = {f.rule for f in findings if f.severity is Severity.NOTE}
+def assert_notes(case: Case, validation: Validation) -> None:
+    """Every note that the case names is found, or says what a file holds."""
+    notes = {f.rule for f in validation.findings if f.severity is Severity.NOTE}
+    notes.update(f.rule for item in validation.checked for f in item.contents)
     assert set(case.notes) <= notes, f"{case.what}: found the notes {sorted(notes)}"
 
 

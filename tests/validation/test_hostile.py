@@ -5,6 +5,7 @@ Random damage is given by tests/fuzz; here are the attacks that have a name.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -20,6 +21,7 @@ from lora_quant.config.documents import parse_json, parse_yaml, read_json
 from lora_quant.config.lora_config import read_lora_config
 from lora_quant.config.regular_file import open_regular
 from lora_quant.config.run_config import read_run_config
+from lora_quant.encodings.files import parse_encodings
 from lora_quant.errors import (
     AdapterError,
     ConfigError,
@@ -266,6 +268,28 @@ def test_names_of_megabytes_are_told_in_short(tmp_path: Path) -> None:
     assert found
     assert all(len(f.message) <= 4000 and len(str(f.where)) <= 10_000 for f in found)
     assert len(did_you_mean(name, [f"{name}x", "b"])) < 1000
+
+
+def test_long_names_are_compared_with_few_others(tmp_path: Path) -> None:
+    known = [f"{index:0200}" for index in range(2000)]
+    # 200 letters against 2000 such names take 0.1 s, which 50 problems of a file would repeat.
+    assert cpu_seconds(lambda: did_you_mean("01" * 100, known)) < 0.02
+    names = [f"model.layers.{index}.self_attn.q_proj" for index in range(1500)]
+    assert repr(names[-1]) in did_you_mean("model.layers.1499.self_attn.q_prj", names)
+
+
+def test_of_very_many_problems_of_encodings_50_are_told() -> None:
+    grid = {"bw": 8, "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": True}
+    entry = {**grid, "offset": [-128], "scale": [0.1], **{f"key{n}": 1 for n in range(70)}}
+    told = parse_encodings(json.dumps({"a": entry})).findings
+    assert len(told) == 51
+    assert told[-1].message.startswith("20 more keys of entries are not known")
+    stale = {"bitwidth": 8, "dtype": "int", "is_symmetric": "True", "offset": -128, "scale": 0.1}
+    wrong = {f"t{n}": [{**stale, "min": -5.0, "max": 12.7}] for n in range(70)}
+    document = {"version": "0.6.1", "activation_encodings": wrong, "param_encodings": {}}
+    told = parse_encodings(json.dumps(document)).findings
+    assert [f.rule for f in told] == ["encodings/stale-range"] * 51
+    assert told[-1].message.startswith("20 more values")
 
 
 def test_repeated_names_are_found_in_linear_time(tmp_path: Path) -> None:

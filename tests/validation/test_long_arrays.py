@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from lora_quant.validation.documents.long_arrays import items_keyword, representatives
 
 SCHEMA = load_schema("aimet-encodings-0.6.1")

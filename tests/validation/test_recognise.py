@@ -9,7 +9,7 @@ import pytest
 
 from lora_quant.config.documents import read_json, read_yaml
 from lora_quant.findings import Severity
-from lora_quant.validation.found.recognise import recognise, unrecognised
+from lora_quant.validation.documents.recognise import recognise, unrecognised
 from lora_quant.validation.kinds import SCHEMA_NAMES, Kind
 
 TESTS = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from lora_quant.errors import ConfigError
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.documents import opened
@@ -344,3 +344,19 @@ def test_large_json_is_checked_without_positions(
     (finding,) = findings_of(encodings(entry("a", bw=0)), tmp_path, Kind.ENCODINGS_1_0_0)
     assert finding.where.line is None
     assert finding.where.field == "param_encodings[0].bw"
+
+
+def test_a_key_of_another_file_of_the_flow_has_the_name_here_as_hint(tmp_path: Path) -> None:
+    text = "use_case:\n- {name: a, model_name: m.onnx, encodings: e.json, output_path: o}\n"
+    hints = [f.hint for f in findings_of(text, tmp_path, Kind.IMPORTER_CONFIG, ".yaml")]
+    assert "here it is 'quant_overrides'" in hints
+
+
+def test_a_layout_above_the_known_one_is_of_a_newer_lora_quant(tmp_path: Path) -> None:
+    def hint(version: str) -> str:
+        found = findings_of(f'{{"schema_version": {version}}}', tmp_path, Kind.REPORT)
+        return next(f.hint or "" for f in found if f.where.field == "schema_version")
+
+    assert "newer lora-quant" in hint("2")
+    assert "newer" not in hint("0")
+    assert "newer" not in hint('"2"')

@@ -91,3 +91,9 @@ def test_a_list_has_findings_exactly_if_it_is_not_sorted(
 ) -> None:
     found = check(tmp_path_factory.getbasetemp(), "".join(f"{n}\n" for n in names).encode())
     assert [f.rule for f in found] == ["list/not-sorted"] * (names != sorted(names))
+
+
+def test_the_list_of_weights_stands_in_the_order_of_the_graph(tmp_path: Path) -> None:
+    path = tmp_path / "lora_tensor_names.txt"
+    path.write_bytes(b"b\na\n")
+    assert check_tensor_list(path) == ()

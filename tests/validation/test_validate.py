@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_quant.cli.render_validation import text_report
 from lora_quant.errors import Where
 from lora_quant.findings import Severity
 from lora_quant.validation import check_item
@@ -72,6 +73,21 @@ def test_binary_file_of_no_known_kind(tmp_path: Path) -> None:
     met = validate_paths([tmp_path])
     assert [(f.rule, f.severity) for f in met.findings] == [("recognise/binary", Severity.NOTE)]
     assert met.ok
+
+
+def test_what_a_file_holds_is_no_finding() -> None:
+    result = validate_paths([SAMPLE / "model" / "model.onnx"], fail_on=Severity.NOTE)
+    [item] = result.checked
+    assert rules(item.contents) == ["graph/content"]
+    assert not item.findings
+    assert result.ok
+    assert "graph/content" in text_report(result, verbose=True)
+    assert "graph/content" not in text_report(result, verbose=False)
+
+
+def test_a_finding_without_a_hint_has_that_of_its_rule(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(BAD_ADAPTER.replace('["q"]', '["q", "q"]'))
+    assert all(f.hint for f in validate_paths([tmp_path]).findings)
 
 
 def test_missing_path(tmp_path: Path) -> None:

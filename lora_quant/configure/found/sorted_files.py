@@ -37,8 +37,8 @@ from lora_quant.findings import Finding, Severity
 from lora_quant.passes.compilation import Progress, no_progress
 from lora_quant.passes.merging.updatable_lists import read_tensor_list
 from lora_quant.validation.documents.opened import is_binary, open_document
+from lora_quant.validation.documents.recognise import recognise
 from lora_quant.validation.files.adapter_check import is_adapter_file
-from lora_quant.validation.found.recognise import recognise
 from lora_quant.validation.kinds import ENCODINGS, Kind
 
 T = TypeVar("T")

@@ -21,6 +21,9 @@ from lora_quant.graph.files.node_attributes import attributes
 
 LAYOUT_OPERATORS = frozenset({"Identity", "Transpose", "Cast"})
 
+# Exporters write two or three. A long chain in front of many readers would take quadratic time.
+_LONGEST = 16
+
 
 @dataclass(frozen=True)
 class FloatConstant:
@@ -55,7 +58,7 @@ def constant_behind(
     """The float constant behind `tensor`, or the reason why there is none; `what` begins it."""
     transposed = False
     casts: list[int] = []
-    while True:
+    for _ in range(_LONGEST + 1):
         constant = index.constant(tensor)
         if constant is not None:
             return _float_constant(tensor, constant, tuple(reversed(casts)), transposed, what)
@@ -81,6 +84,12 @@ def constant_behind(
         elif node.op_type != "Identity":
             return NoConstant(f"{what} is computed by {node.op_type}, not constant", tensor)
         tensor = node.input[0]
+    return _too_far(tensor, what)
+
+
+def _too_far(tensor: str, what: str) -> NoConstant:
+    reason = f"{what} passes through more than {_LONGEST} nodes that only move or cast it"
+    return NoConstant(reason, tensor)
 
 
 def _float_constant(
@@ -115,8 +124,11 @@ def _cast(found: FloatConstant, casts: list[int], what: str) -> FloatConstant | 
 
 def _dequantized(node: NodeProto, index: GraphIndex, what: str) -> FloatConstant | NoConstant:
     """The constant that a DequantizeLinear reads."""
-    tensor, quantize = node.input[0], None
-    while (stored := index.constant(tensor)) is None:
+    tensor, quantize, stored = node.input[0], None, None
+    for _ in range(_LONGEST + 1):
+        stored = index.constant(tensor)
+        if stored is not None:
+            break
         reader = index.producers.get(tensor)
         if reader is None:
             return NoConstant(f"{what} is a graph input", tensor)
@@ -126,6 +138,8 @@ def _dequantized(node: NodeProto, index: GraphIndex, what: str) -> FloatConstant
             before = "is computed by" if quantize is None else "is quantized from the output of"
             return NoConstant(f"{what} {before} {reader.op_type}, not constant", tensor)
         tensor = reader.input[0]
+    if stored is None:
+        return _too_far(tensor, what)
     shape = tuple(stored.dims)
     if 0 in shape:
         return NoConstant(f"{what} is empty, of shape {list(shape)}", tensor)

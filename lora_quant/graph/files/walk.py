@@ -6,6 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+# Protobuf looks up the members of an enumeration slowly, and a graph has thousands of attributes.
+_GRAPH, _GRAPHS = AttributeProto.GRAPH, (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+_TENSOR, _TENSORS = AttributeProto.TENSOR, AttributeProto.TENSORS
+
 
 def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """`graph` and every subgraph nested in the attributes of its nodes."""
@@ -42,12 +46,9 @@ def _subgraphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
     while pending:
         for node in pending.pop():
             for attribute in node.attribute:
-                found: list[GraphProto] = []
-                if attribute.type == AttributeProto.GRAPH:
-                    found.append(attribute.g)
-                elif attribute.type == AttributeProto.GRAPHS:
-                    found.extend(attribute.graphs)
-                for graph in found:
+                if attribute.type not in _GRAPHS:
+                    continue
+                for graph in [attribute.g] if attribute.type == _GRAPH else attribute.graphs:
                     yield graph
                     pending.append(graph.node)
 
@@ -63,7 +64,7 @@ def _tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
 def _attribute_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
+            if attribute.type == _TENSOR:
                 yield attribute.t
-            elif attribute.type == AttributeProto.TENSORS:
+            elif attribute.type == _TENSORS:
                 yield from attribute.tensors

@@ -3,7 +3,8 @@
 MatMul(x, W [in, out])            1          Gemm(x, W), transB        1, or 0
 Conv(x, W [out, in, ...])         0          ConvTranspose             1
 
-W may pass through Identity, Cast, Transpose, QuantizeLinear and DequantizeLinear on its way.
+W may pass through Identity, Cast, Transpose, QuantizeLinear and DequantizeLinear on its way, some
+of them: exporters write two or three.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lora_quant.graph.files.node_attributes import attributes
 
 _DOMAINS = ("", "ai.onnx")
 _SAME_LAYOUT = frozenset({"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"})
+_LONGEST = 16  # a longer chain before many readers would take quadratic time
 _AXES = {"MatMul": 1, "Gemm": 1, "Conv": 0, "ConvTranspose": 1}
 
 
@@ -24,8 +26,8 @@ def weight_axes(
 ) -> dict[str, int]:
     """Stored tensor -> axis. `axes`: how many axes every stored tensor has.
 
-    A tensor that two linear nodes read in different ways has none. Linear in the nodes: a chain
-    before a weight is followed once for each of its readers.
+    A tensor that two linear nodes read in different ways has none, nor has one behind a chain
+    of more than 16 nodes. Linear in the nodes.
     """
     found: dict[str, int] = {}
     split: set[str] = set()
@@ -49,7 +51,9 @@ def _stored(
 ) -> tuple[str, int] | None:
     """The stored tensor behind `tensor`, and where its `axis` lies there."""
     turns: list[list[int] | None] = []
-    while tensor not in axes:
+    for _ in range(_LONGEST):
+        if tensor in axes:
+            break
         node = producers.get(tensor)
         if node is None or not node.input:
             return None
@@ -59,6 +63,8 @@ def _stored(
         elif node.op_type not in _SAME_LAYOUT:
             return None
         tensor = node.input[0]
+    if tensor not in axes:
+        return None
     count = axes[tensor]
     for order in turns:
         turned = list(range(count))[::-1] if order is None else order

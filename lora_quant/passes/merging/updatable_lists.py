@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lora_quant.config.document_text import read_bytes
 from lora_quant.config.lora_config import UseCaseInputConfig
+from lora_quant.config.tensor_list import read_lines
 from lora_quant.encodings.encoding import Encoding
-from lora_quant.errors import ConfigError, Where, some
+from lora_quant.errors import Where, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.passes.merging.collected import UseCaseEncodings
 from lora_quant.passes.merging.exported_names import ExportedNames
 from lora_quant.passes.merging.tensor_names import TensorNames
 from lora_quant.passes.updatable import UpdatableTensors
-
-_MAX_BYTES = 256 << 20
 
 
 def updatable_findings(
@@ -63,15 +61,9 @@ def updatable_findings(
 def read_tensor_list(path: Path) -> tuple[str, ...]:
     """Names, one a line; empty lines are skipped.
 
-    ConfigError for text that is not UTF-8 or longer than 256 MiB, InputMissingError for no file.
+    Raises as `read_lines` does.
     """
-    try:
-        text = read_bytes(path, max_bytes=_MAX_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            "the list of tensors is not UTF-8 text", where=Where(file=path)
-        ) from error
-    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return tuple(dict.fromkeys(line.strip() for line in read_lines(path) if line.strip()))
 
 
 def _no_list(use_case: UseCaseInputConfig) -> Finding:

@@ -1,9 +1,8 @@
-"""Inputs to run a graph with: given in a file, or random but valid."""
+"""Inputs to run a graph with: whether given ones fit, or random but valid ones."""
 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from onnx import ModelProto, TensorProto, helper
 from lora_quant.engines.onnxruntime import Array, Arrays
 from lora_quant.errors import (
     ConfigError,
-    InputMissingError,
     VerificationError,
     Where,
     did_you_mean,
@@ -27,33 +25,6 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 _MAX_ID = 1_000_000
 _PAST = re.compile(r"^past(_key_values)?")
 _CACHE_AXES = 4
-_WRITE_HINT = "write them with numpy.savez or safetensors.numpy.save_file"
-
-
-def read_inputs(path: Path) -> dict[str, Array]:
-    """Arrays by input name from a .npz or .safetensors file; nothing in it is executed."""
-    if not path.is_file():
-        raise InputMissingError("there is no file with inputs here", where=Where(file=path))
-    try:
-        if path.suffix == ".npz":
-            zipfile.ZipFile(path).close()  # numpy takes another file for a pickled one, and says so
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
-    except Exception as error:  # both libraries raise their own kinds for damaged files
-        raise VerificationError(
-            f"the inputs cannot be read: {error}",
-            where=Where(file=path),
-            hint=_WRITE_HINT,
-        ) from error
-    raise VerificationError(
-        f"inputs come as .npz or .safetensors, got {path.suffix!r}",
-        where=Where(file=path),
-        hint=_WRITE_HINT,
-    )
 
 
 def check_inputs(inputs: Arrays, proto: ModelProto, source: Path) -> None:

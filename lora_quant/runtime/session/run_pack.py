@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from lora_quant.config.run_config import UseCaseRunConfig
 from lora_quant.engines.onnxruntime import Array
 from lora_quant.errors import PackError, VerificationError, Where, did_you_mean
 from lora_quant.findings import Finding, Severity
-from lora_quant.runtime.feeds.inputs import read_inputs
+from lora_quant.graph.files.model_file import load_model
+from lora_quant.runtime.feeds.input_files import read_inputs
 from lora_quant.runtime.feeds.use_case_feeds import Feeds
 from lora_quant.runtime.session.array_files import check_output, write_arrays
 from lora_quant.runtime.session.choice import BASE
@@ -105,7 +104,7 @@ def _check_place(request: RunRequest, output: Path) -> None:
 def _random(session: Session, seed: int, use_case: str | None) -> dict[str, Array]:
     """Random inputs of the graph, with room for the soft prompt of the use case."""
     record = next((u for u in session.manifest.use_cases if u.name == use_case), None)
-    proto = onnx.load(str(session.graph_file), load_external_data=False)
+    proto = load_model(session.graph_file).proto
     arrays = Feeds(proto, None, seed).of(None if record is None else record.prompt)
     return {value.name: arrays[value.name] for value in session.inputs}
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import ModelProto, numpy_helper
 
 from lora_quant.config.manifest import Manifest
 from lora_quant.config.manifest_records import InputRecord, UseCaseRecord
 from lora_quant.engines.onnxruntime import Array
 from lora_quant.graph.files.element_types import DTYPE_OF
+from lora_quant.graph.files.model_file import load_model
 from lora_quant.runtime.verify.comparison import equal
 from lora_quant.runtime.verify.compiled import CompiledGraph
 from lora_quant.runtime.verify.pack import Pack
@@ -77,7 +77,7 @@ class OwnGraphs:
         path = self.base
         if record.sha256 != self.pack.manifest.base.graph.sha256:
             path = self.pack.use_case_graph(record)
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = load_model(path).proto
         return CompiledGraph(proto, path, self.pack.manifest)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import onnx
 from onnx import ModelProto
 
 from lora_quant import plugins
@@ -33,6 +32,7 @@ from lora_quant.errors import (
     did_you_mean,
 )
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
+from lora_quant.graph.files.model_file import load_model
 from lora_quant.runtime.feeds.prompts import read_prompt, with_prompt
 
 
@@ -74,7 +74,7 @@ class Pack:
         path = self.file(target, "graph")
         for data in self.manifest.files(target, role="graph-data"):
             self.checked(data)
-        return onnx.load(str(path), load_external_data=False), path
+        return load_model(path).proto, path
 
     def with_prompt(
         self, target: str, use_case: UseCaseRecord, feeds: Mapping[str, Array]
@@ -92,7 +92,7 @@ class Pack:
         path = self._input(base.graph, given, "base graph", "--base")
         for data in base.data:
             self._check_data(data, path, base.graph.path, "the base graph")
-        return onnx.load(str(path), load_external_data=False), path
+        return load_model(path).proto, path
 
     def use_case_graph(self, record: InputRecord) -> Path:
         """A use case's own graph, where it was at build time; it is unchanged since."""

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import onnx
-
 from lora_quant.engines.qnn import chosen_arch
 from lora_quant.errors import VerificationError, Where
+from lora_quant.graph.files.model_file import load_model
 from lora_quant.passes.compilation import Progress, no_progress
-from lora_quant.runtime.feeds.inputs import check_inputs, read_inputs
+from lora_quant.runtime.feeds.input_files import read_inputs
+from lora_quant.runtime.feeds.inputs import check_inputs
 from lora_quant.runtime.feeds.use_case_feeds import Feeds, check_types
 from lora_quant.runtime.verify.expectation import Expectations
 from lora_quant.runtime.verify.exported_adapters import (
@@ -85,7 +85,7 @@ def verify(
     check_types(manifest, base_proto, base_path)
     example = base_proto
     if _STATIC in chosen:
-        static = onnx.load(str(pack.file(_STATIC, "graph")), load_external_data=False)
+        static = load_model(pack.file(_STATIC, "graph")).proto
         example = with_fixed_sizes(base_proto, static)
     given = None
     if inputs is not None:

@@ -132,7 +132,8 @@ class BuildJournal:
         """Settle what an earlier build told before it was killed."""
         if self._descriptor is None:
             return
-        told = _told(os.pread(self._descriptor, _MAX_BYTES, 0).decode("utf-8", "replace"))
+        os.lseek(self._descriptor, 0, os.SEEK_SET)  # Windows has no os.pread
+        told = _told(os.read(self._descriptor, _MAX_BYTES).decode("utf-8", "replace"))
         tag = told.get("tag")
         if isinstance(tag, str) and _TAG.fullmatch(tag):
             staging = staging_folder(self._output, tag)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from lora_quant.targets.files.pack_folder import MANIFEST, PackFolder, cannot_wr
 OutputCheck = Callable[[Path, bool], Mapping[str, str]]
 """(output, force) -> files beside it that go with it, or PackError if it may not be replaced."""
 
+_ONLY_OWNER = ~(stat.S_IRWXG | stat.S_IRWXO)
+
 
 class OutputTransaction:
     """`with OutputTransaction(out, force=False) as folder:` publishes the pack at its end.
@@ -39,21 +42,28 @@ class OutputTransaction:
         self._force = force
         self._made_parents: list[Path] = []
         self._journal: BuildJournal | None = None
-        self._look()
+        self._mode = 0o777
+        with _refused(self._output):
+            self._look()
 
     def __enter__(self) -> PackFolder:
         """Raises PackError if another process is writing the output."""
         parent = self._output.parent
-        self._made_parents = [p for p in (parent, *parent.parents) if not p.exists()]
         try:
             with _refused(parent):
+                self._made_parents = [p for p in (parent, *parent.parents) if not p.exists()]
                 parent.mkdir(parents=True, exist_ok=True)
             journal = self._journal = BuildJournal(self._output)
             # An interrupt between any two statements leaves nothing, either.
             weakref.finalize(self, journal.close)
-            self._old_neighbours = self._look()  # a build that was killed may have been taken back
+            with _refused(self._output):
+                self._old_neighbours = (
+                    self._look()
+                )  # a build that was killed may have been taken back
             with _refused(parent):
-                journal.staging.mkdir(mode=0o700)
+                journal.staging.mkdir()
+                self._mode = stat.S_IMODE(journal.staging.stat().st_mode)
+                journal.staging.chmod(self._mode & _ONLY_OWNER)
         except BaseException:
             self._clean_up()
             self._remove_parents()
@@ -98,9 +108,11 @@ class OutputTransaction:
         if self._journal is None:
             raise TypeError("the transaction was not entered")
         staging = self._folder.root
-        staging.chmod(0o755)  # it was made so that only its owner can read it
         sync_folders(staging)
         self._look()
+        with contextlib.suppress(FileNotFoundError):  # what is replaced leaves its permissions
+            self._mode = stat.S_IMODE(self._output.stat().st_mode)
+        staging.chmod(self._mode)
         self._journal.publish(
             map(self._output.joinpath, self._old_neighbours), self._stale_neighbours()
         )

@@ -6,6 +6,7 @@ It lies out of sight until it is complete; see lora_quant.targets.files.output_t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -230,8 +231,11 @@ def _open(path: Path, mode: Literal["wb", "r+b"] = "wb") -> Iterator[HashingWrit
 
 def cannot_write(path: Path, error: OSError) -> PackError:
     """The error for a file or folder that the system does not let us write."""
+    too_long = error.errno == errno.ENAMETOOLONG
     return PackError(
         f"cannot write: {error.strerror or error}",
         where=Where(file=path),
-        hint="check permissions and free space of the output folder",
+        hint="choose a shorter name for the output folder"
+        if too_long
+        else "check permissions and free space of the output folder",
     )

@@ -33,7 +33,7 @@ VALUES = Rule(
     "a tensor holds NaN or Inf",
     "One such value makes every output of the branch NaN in float, and the range of its encoding "
     "meaningless.",
-    "Take a good step of the training: it failed before this one.",
+    "Take the adapter from an earlier step of the training, before it failed.",
 )
 
 ZERO_FACTOR = Rule(
@@ -46,6 +46,17 @@ ZERO_FACTOR = Rule(
     "Save the adapter after the training.",
 )
 
+NO_WEIGHTS = Rule(
+    "adapter/no-weights",
+    Level.CROSS_FILE,
+    Severity.NOTE,
+    "a PEFT configuration has no weights beside it",
+    "A build that names it stops, unless graphs of use cases hold the weights: then the "
+    "configuration only describes them. Weights get lost where large files are left out of a "
+    "repository, or an upload stops halfway.",
+    "Put the weights beside it, unless graphs of use cases hold them.",
+)
+
 CONTENT = Rule(
     "adapter/content",
     Level.SCHEMA,
@@ -53,6 +64,7 @@ CONTENT = Rule(
     "what the adapter holds",
     "Without a graph nobody can tell whether the adapter fits it.",
     "Nothing to do.",
+    describes=True,
 )
 
 RULES = (
@@ -61,6 +73,7 @@ RULES = (
     VALUES,
     ZERO_FACTOR,
     CONTENT,
+    NO_WEIGHTS,
     Rule(
         "adapter/twice",
         Level.SCHEMA,

@@ -62,7 +62,7 @@ ADAPTER = Rule(
     "Its files are damaged, contradict each other, lack weights, or are of a kind or have a "
     "setting that cannot be lowered without changing what the adapter computes. A build refuses "
     "it rather than leave a part of it out.",
-    "Follow the hint of the message: it says what to do for this kind.",
+    "Mend the adapter as the message says; `lora-quant inspect` with its path tells more.",
 )
 
 ADAPTER_PARAMS = Rule(
@@ -93,7 +93,7 @@ BUILD_REFUSED = Rule(
     "a build of this configuration stops",
     "All steps of a build but the writing were run, with the options that the encodings may call "
     "for, and one of them refused what it got.",
-    "Follow the hint of the message.",
+    "Change what the message names: `lora-quant build` stops with the same words.",
 )
 
 NEEDS_OPTIONS = Rule(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from lora_quant.findings import Severity
 from lora_quant.validation.rule import Level, Rule
 
+AREA = "defect"
+
 INTERNAL = Rule(
     "defect/internal",
     Level.SCHEMA,

@@ -14,8 +14,7 @@ BLOCK_SIZE = Rule(
     Level.DEVICE,
     Severity.ERROR,
     "the block size of an encoding is none that the HTP takes",
-    "The HTP takes blocks of 16, 32, 64, ... values. The converter refuses others, or computes the "
-    "layer in float.",
+    "The HTP takes blocks of 16, 32, 64, ... values, and no others.",
     "Quantize with a block size that is a power of two and at least 16.",
 )
 
@@ -26,7 +25,7 @@ JSON_BOOL = Rule(
     "is_symmetric of encodings 0.6.1 is a JSON true",
     "AIMET compares it with the text True. A JSON true is read as asymmetric, without a word: the "
     "quantizer of a weight is switched to asymmetric grids.",
-    'Write "is_symmetric": "True", or convert the file with lora-quant.',
+    'Write "is_symmetric": "True", in quotes, as AIMET does.',
 )
 
 EMPTY_RANGE = Rule(
@@ -67,6 +66,26 @@ WIDE_WEIGHT = Rule(
     "a 16-bit weight meets an 8-bit activation",
     "The HTP has no kernel for that pair: every architecture refuses the node.",
     "Give the activation 16 bits, or the weight 8.",
+)
+
+ACTIVATION_CHANNELS = Rule(
+    "device/activation-channels",
+    Level.DEVICE,
+    Severity.ERROR,
+    "an activation has one scale for each channel",
+    "The HTP has one grid for an activation: it refuses the nodes that quantize or read one with "
+    "more.",
+    "Calibrate activations per tensor. If the tensor is a weight, list it under param_encodings.",
+)
+
+NO_NUMBER_TYPE = Rule(
+    "device/no-number-type",
+    Level.DEVICE,
+    Severity.WARNING,
+    "an encoding has a width that no number type has",
+    "Encodings 2.0.0 and Q/DQ pairs of ONNX have whole numbers of 2, 4, 8, 16 and 32 bits. A grid "
+    "of another width exists in a simulation alone.",
+    "Quantize with one of these widths.",
 )
 
 NEEDS_ARCH_73 = Rule(
@@ -127,16 +146,6 @@ GRAPHS_DIFFER = Rule(
     "The importer makes updates of one compiled graph. Those of another graph apply only if it is "
     "the same but for its weights.",
     "Name the same max-rank graph for every use case.",
-)
-
-NEGATIVE_STRENGTH = Rule(
-    "device/negative-strength",
-    Level.DEVICE,
-    Severity.NOTE,
-    "an adapter has a negative strength",
-    "The range of the alpha input starts at 0 in the vendor's flow: a negative strength that is "
-    "set at run time clips to 0, which is off. What is built with it has a wider range.",
-    "Negate B instead, and use a positive strength.",
 )
 
 STRENGTH_CLIPS = Rule(
@@ -213,8 +222,8 @@ NAME_CLASH = Rule(
     Severity.WARNING,
     "tensors have names that the converter makes equal",
     "Names become identifiers of C: every character but letters, digits and underscores is "
-    "replaced by an underscore. Two tensors of one name then get numbers, and updates and "
-    "encodings that go by name can reach the wrong one.",
+    "replaced by an underscore. Updates and encodings that go by such a name can reach the wrong "
+    "one of two tensors.",
     "Rename one of the tensors.",
 )
 
@@ -225,13 +234,14 @@ RULES = (
     ODD_OFFSET,
     OFF_CENTRE_WEIGHT,
     WIDE_WEIGHT,
+    ACTIVATION_CHANNELS,
+    NO_NUMBER_TYPE,
     NEEDS_ARCH_73,
     BRANCH_IN_4_BITS,
     BIAS_ENTRIES,
     FLOAT_BIAS,
     STRUCTURE_DIFFERS,
     GRAPHS_DIFFER,
-    NEGATIVE_STRENGTH,
     STRENGTH_CLIPS,
     ENDLESS_PRODUCT,
     WEIGHT_IS_INPUT,

@@ -44,9 +44,9 @@ RULES = (
         Level.CROSS_FILE,
         Severity.NOTE,
         "the 32-bit entry of a bias is left out",
-        "The version that is written has none for biases; the converter computes it from the "
-        "scales of input and weight.",
-        "Nothing to do.",
+        "The version that is written has none for biases. A converter has to compute it from the "
+        "scales of input and weight, or leaves the bias in float.",
+        "Write 2.0.0 to keep it.",
     ),
     Rule(
         "encodings/float-left-out",

@@ -10,8 +10,8 @@ NOT_IN_GRAPH = Rule(
     Level.CROSS_FILE,
     Severity.ERROR,
     "an encoding is of a tensor that the graph does not have",
-    "AIMET refuses to load the file. Converters pass the entry over without a word, and the tensor "
-    "that it was meant for is computed in float.",
+    "AIMET refuses to load the file. Where a converter passes the entry over, the tensor that it "
+    "was meant for has no grid.",
     "Take the encodings that were exported with this graph, or correct the name.",
 )
 
@@ -20,8 +20,8 @@ ACTIVATION_AS_PARAM = Rule(
     Level.CROSS_FILE,
     Severity.ERROR,
     "an activation is listed under param_encodings",
-    "Converters look for activations under activation_encodings alone: the entry is ignored "
-    "without a word, and the tensor gets another grid.",
+    "What looks for activations under activation_encodings alone does not find the entry: the "
+    "tensor has another grid, or none.",
     "Move the entry to activation_encodings.",
 )
 
@@ -30,7 +30,8 @@ PARAM_AS_ACTIVATION = Rule(
     Level.CROSS_FILE,
     Severity.WARNING,
     "a weight is listed under activation_encodings",
-    "Some converters find it there, others quantize the weight on a grid of their own.",
+    "What looks for weights under param_encodings alone does not find the entry, and quantizes the "
+    "weight on a grid of its own.",
     "Move the entry to param_encodings.",
 )
 

@@ -109,6 +109,7 @@ CONTENT = Rule(
     "It tells whether the graph is quantized and has branches of adapters already, which decides "
     "how it can be used in a configuration.",
     "Nothing to do.",
+    describes=True,
 )
 
 RULES = (

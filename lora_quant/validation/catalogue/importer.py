@@ -52,6 +52,16 @@ OUTSIDE = Rule(
     "Copy both folders together, or put the file into that of the configuration.",
 )
 
+WEIGHTS_SHARED = Rule(
+    "importer/weights-shared",
+    Level.CROSS_FILE,
+    Severity.WARNING,
+    "use cases share weights and have different encodings",
+    "One of them has the weights of the other, or both the same adapters: then its encodings were "
+    "made for other values, or the two do not need to differ.",
+    "Name the weights of each use case.",
+)
+
 WEIGHTS_TENSOR = Rule(
     "importer/weights-tensor",
     Level.CROSS_FILE,
@@ -96,6 +106,7 @@ RULES = (
     BAD_FILE,
     ABSOLUTE_PATH,
     OUTSIDE,
+    WEIGHTS_SHARED,
     WEIGHTS_TENSOR,
     WEIGHTS_SHAPE,
     WEIGHTS_DTYPE,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from lora_quant.validation.catalogue import RULES
+from lora_quant.validation.catalogue.defect import AREA as DEFECT_AREA
 from lora_quant.validation.rule import Level, Rule
-from lora_quant.validation.selection import DEFECT_AREA
 
 COMMAND: Final = "python -m lora_quant.validation.catalogue.pages"
 INDEX: Final = "README.md"
@@ -97,6 +97,8 @@ def _page(rule: Rule) -> str:
 def _how_to_ignore(rule: Rule) -> str:
     if rule.area == DEFECT_AREA:
         return "This rule cannot be ignored or deselected."
+    if rule.describes:
+        return "This tells nothing that is wrong: `--verbose` shows it, and reports leave it out."
     return (
         f"Where it is meant to be so, `--ignore {rule.id}` leaves it out; so does "
         f'`ignore = ["{rule.id}"]` in the table `validate` of the settings.'

@@ -47,7 +47,8 @@ RULES = (
         Level.SCHEMA,
         Severity.ERROR,
         "the text cannot be read",
-        "A session that gets its path as `qnn.lora_config` fails in that run.",
+        "The QNN provider goes on without it: the run gives what the base gives, and only the log "
+        "has an error.",
         "Check the path and the permissions.",
     ),
     *section_rules("qnn-lora-config"),

@@ -49,7 +49,8 @@ def section_rules(area: str) -> tuple[Rule, ...]:
             Level.CROSS_FILE,
             Severity.ERROR,
             "a section is not where the path says",
-            "The program that reads the file cannot load the use case.",
+            "The program that reads the file cannot load the use case; the QNN provider of ONNX "
+            "Runtime ends the process.",
             "Put the section there, or write the absolute path that it has on the device.",
         ),
     )

@@ -11,9 +11,11 @@ RULES = (
         Level.DEVICE,
         Severity.WARNING,
         "a strength is negative",
-        "In the vendor's flow the range of the alpha input starts at 0: the device clips a "
-        "negative strength to 0, and the adapter does nothing.",
-        "Check the range of the alpha input in what the converter makes of the graph.",
+        "The range of the alpha input starts at 0 in the vendor's flow: there, a negative strength "
+        "clips to 0, which is off. The range that lora-quant makes covers the strengths of all use "
+        "cases; one that the base's encodings have is kept.",
+        "Check the range of the alpha input in what the converter makes of the graph, or negate B "
+        "and use a positive strength.",
     ),
     Rule(
         "slots/beyond-alpha",

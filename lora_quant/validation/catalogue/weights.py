@@ -59,7 +59,8 @@ CONTENT = Rule(
     Severity.NOTE,
     "what the file holds",
     "Without a pack or a graph nobody can tell whether the tensors are the ones that are needed.",
-    "Nothing to do; name the pack to have the file held against its manifest.",
+    "Name the pack to have the file held against its manifest.",
+    describes=True,
 )
 
 RULES = (INVALID, NO_TENSORS, EMPTY_TENSOR, NOT_FLOAT, VALUES, CONTENT)

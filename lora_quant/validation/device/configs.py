@@ -1,33 +1,34 @@
 """What use cases of one graph must have in common, seen from the configuration that lists them.
 
-lora_config.yaml            encodings of use cases on one graph have one structure; strengths
+lora_config.yaml            encodings of use cases on one graph have one structure
 lora_importer_config.yaml   one graph, whose inputs are none of the weights; encodings of use cases
                             have one structure
 lora_output_files.yaml      the same per graph: parts of a model are graphs of their own
 
+Where the graph is known, so is what meets at its nodes, which a file of encodings does not tell.
 Files that cannot be read are for the checks between files to tell. One file is read at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from lora_quant.adapters.files.safetensors_file import SafetensorsFile
 from lora_quant.config.lora_config import LoraConfig
 from lora_quant.config.output_files import LoraImporterConfig, LoraOutputFiles
-from lora_quant.config.plain_values import PathParts
 from lora_quant.encodings.files import encodings_of
-from lora_quant.errors import LoraQuantError, Where
+from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
-from lora_quant.validation.catalogue.device import GRAPHS_DIFFER, NEGATIVE_STRENGTH
+from lora_quant.validation.catalogue.device import GRAPHS_DIFFER
+from lora_quant.validation.device.encodings import refused_meetings
 from lora_quant.validation.device.graph import weights_as_inputs
 from lora_quant.validation.device.use_cases import StructuresOfUseCases
 from lora_quant.validation.documents.document_check import DocumentCheck
 from lora_quant.validation.documents.entry_places import Places, entry_places
-from lora_quant.validation.documents.opened import OpenedDocument, open_document
-from lora_quant.validation.linked.graph_of import facts_of
+from lora_quant.validation.documents.opened import open_document
+from lora_quant.validation.linked.graph_of import facts_if_readable, facts_of
 from lora_quant.validation.request import Request
 
 _WEIGHTS_SUFFIX = ".safetensors"
@@ -35,14 +36,13 @@ _WEIGHTS_SUFFIX = ".safetensors"
 
 def check_lora_config(check: DocumentCheck, _request: Request) -> Iterator[Finding]:
     """Findings of a `lora_config.yaml` and of the encodings that it names."""
-    if check.document is None or not isinstance(check.content, LoraConfig):
+    if not isinstance(check.content, LoraConfig):
         return
-    yield from _strengths(check.content, check.document)
     structures: dict[Path, StructuresOfUseCases] = {}
     for use_case in check.content.use_cases:
         known = structures.setdefault(use_case.model, StructuresOfUseCases(complete=False))
         if use_case.encodings is not None:
-            yield from _structures(known, use_case.name, use_case.encodings)
+            yield from _encodings(known, use_case.name, use_case.encodings, use_case.model)
 
 
 def check_importer_config(check: DocumentCheck, _request: Request) -> Iterator[Finding]:
@@ -66,7 +66,7 @@ def check_importer_config(check: DocumentCheck, _request: Request) -> Iterator[F
             )
         known = structures.setdefault(graph, StructuresOfUseCases(complete=True))
         if use_case.quant_overrides is not None:
-            yield from _structures(known, use_case.name, use_case.quant_overrides)
+            yield from _encodings(known, use_case.name, use_case.quant_overrides, graph)
 
 
 def check_output_files(check: DocumentCheck, _request: Request) -> Iterator[Finding]:
@@ -77,31 +77,23 @@ def check_output_files(check: DocumentCheck, _request: Request) -> Iterator[Find
     for use_case in check.content.use_case:
         known = structures.setdefault(use_case.graph, StructuresOfUseCases(complete=True))
         if use_case.encodings is not None:
-            yield from _structures(known, use_case.name, use_case.encodings)
+            yield from _encodings(known, use_case.name, use_case.encodings)
 
 
-def _strengths(config: LoraConfig, document: OpenedDocument) -> Iterator[Finding]:
-    places: Callable[[PathParts], Where] | None = None
-    for index, use_case in enumerate(config.use_cases):
-        pairs = zip(use_case.adapter_names, use_case.adapter_alphas, strict=False)
-        for position, (adapter, strength) in enumerate(pairs):
-            if strength < 0:
-                places = places or document.places()
-                where = places(("use-case", index, "adapter_alphas", position))
-                yield NEGATIVE_STRENGTH.finding(
-                    f"the strength {strength:g}",
-                    replace(where, use_case=use_case.name, adapter=adapter),
-                )
-
-
-def _structures(known: StructuresOfUseCases, owner: str, path: Path) -> Iterator[Finding]:
+def _encodings(
+    known: StructuresOfUseCases, owner: str, path: Path, graph: Path | None = None
+) -> Iterator[Finding]:
     try:
         document = open_document(path)
         file = encodings_of(document.value, source=path)
     except LoraQuantError:
         return
     if file.version is not None:  # a fragment is laid over the base's file
-        yield from known.take(owner, file.encodings, _of_use_case(entry_places(document), owner))
+        places = _of_use_case(entry_places(document), owner)
+        yield from known.take(owner, file.encodings, places)
+        facts = None if graph is None else facts_if_readable(graph)
+        if facts is not None:
+            yield from refused_meetings(file, facts, places)
 
 
 def _inputs(graph: Path, weights: Path) -> Iterator[Finding]:

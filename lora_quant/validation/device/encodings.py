@@ -5,17 +5,18 @@
     a range of 1e-9                          device/empty-range
     int8 with its 0 at code 28               device/odd-offset, device/off-centre-weight
     q.lora_A.weight in 4 bits                device/branch-in-4-bits
+    a grid of 12 bits                        device/no-number-type
 
 A file has thousands of entries that were all made in the same way: each rule is reported once, with
-the number of tensors and the first of them. With a base graph, what meets at its nodes is looked at
-as well. Offsets above 0, a second entry of a tensor and block scales out of their range are refused
-by the schemas and readers already.
+the number of tensors and the first of them. With a graph, what meets at its nodes is looked at as
+well, and activations with a scale per channel. Offsets above 0, a second entry of a tensor and
+block scales out of their range are refused by the schemas and readers already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +26,6 @@ from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.kinds import Granularity
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
-from lora_quant.graph.files.graph_facts import GraphFacts
 from lora_quant.validation.catalogue import device as rules
 from lora_quant.validation.documents.document_check import DocumentCheck
 from lora_quant.validation.documents.entry_places import Places, entry_places
@@ -33,10 +33,15 @@ from lora_quant.validation.linked.graph_of import facts_of
 from lora_quant.validation.request import Request
 from lora_quant.validation.rule import Rule
 
+if TYPE_CHECKING:
+    from lora_quant.graph.files.graph_facts import GraphFacts
+    from lora_quant.graph.files.linear_facts import LinearFact
+
 _SMALLEST_BLOCK = 16
 # 1e-5 itself is fine after a scale was rounded to float32.
 _SMALLEST_RANGE = 1e-5 * (1 - 2.0**-20)
 _BIAS_BITS = 32
+_BITS_OF_TYPES = (2, 4, 8, 16, 32)
 _WIDE_BITS, _NARROW_BITS = 16, 8
 _FEW_BITS = 4
 
@@ -77,23 +82,13 @@ def encodings_for_devices(
 def meetings_for_devices(
     file: EncodingFile, facts: GraphFacts, places: Places
 ) -> Iterator[Finding]:
-    """What two tensors of one linear node cannot be together; never raises for content."""
-    wide, bare = [], []
+    """What tensors cannot be in the graph that they are of; never raises for content."""
+    yield from refused_meetings(file, facts, places)
+    bare = []
     for linear in facts.linears:
-        x, w = (_first(names, file.encodings) for names in linear.reads)
-        if x is None or w is None:
-            continue
-        one, other = file.encodings[x], file.encodings[w]
-        if one.scale is None or other.scale is None:
-            continue
-        if w in facts.tensors and facts.tensors[w].is_param:
-            if one.bits == _NARROW_BITS and other.bits == _WIDE_BITS:
-                wide.append(w)
-            bias = linear.bias
-            if bias is not None and bias not in file.encodings and _is_vector(facts, bias):
-                bare.append(bias)
-    if wide:
-        yield _of(rules.WIDE_WEIGHT, wide, file, places)
+        weight, bias = _weight_with_input(linear, file, facts), linear.bias
+        if weight is not None and bias is not None and bias not in file.encodings:
+            bare += [bias] if _is_vector(facts, bias) else []
     if bare and file.version is not None:  # a fragment has the grids of branches alone
         names = list(dict.fromkeys(bare))
         yield rules.FLOAT_BIAS.finding(
@@ -101,6 +96,42 @@ def meetings_for_devices(
             f"{facts.path.name}: {some(names)}",
             places(names[0]),
         )
+
+
+def refused_meetings(file: EncodingFile, facts: GraphFacts, places: Places) -> Iterator[Finding]:
+    """Those that the HTP refuses; never raises for content."""
+    wide = []
+    for linear in facts.linears:
+        weight = _weight_with_input(linear, file, facts)
+        if weight is not None:
+            x = next(name for name in linear.reads[0] if name in file.encodings)
+            bits = file.encodings[x].bits, file.encodings[weight].bits
+            wide += [weight] if bits == (_NARROW_BITS, _WIDE_BITS) else []
+    if wide:
+        yield _of(rules.WIDE_WEIGHT, wide, file, places)
+    # What is read as a weight may be one that nodes before it moved: its grid has channels.
+    weights = {name for linear in facts.linears for name in linear.reads[1]}
+    read_or_given = (n for linear in facts.linears for n in (*linear.reads[0], *linear.gives))
+    many = [
+        name
+        for name in dict.fromkeys(read_or_given)
+        if name in file.encodings
+        and name not in weights
+        and not (name in facts.tensors and facts.tensors[name].is_param)
+        and file.encodings[name].scale is not None
+        and file.encodings[name].step_scale.size > 1
+    ]
+    if many:
+        yield _of(rules.ACTIVATION_CHANNELS, many, file, places)
+
+
+def _weight_with_input(linear: LinearFact, file: EncodingFile, facts: GraphFacts) -> str | None:
+    """The weight of a node that computes with integers: both of what it reads have a grid."""
+    x, w = (_first(names, file.encodings) for names in linear.reads)
+    if x is None or w is None or w not in facts.tensors or not facts.tensors[w].is_param:
+        return None
+    one, other = file.encodings[x], file.encodings[w]
+    return None if one.scale is None or other.scale is None else w
 
 
 def _is_vector(facts: GraphFacts, name: str) -> bool:
@@ -120,6 +151,8 @@ def _broken(
     if encoding.bits == _BIAS_BITS:
         yield rules.BIAS_ENTRIES
         return
+    if (encoding.compressed_bits or encoding.bits) not in _BITS_OF_TYPES:
+        yield rules.NO_NUMBER_TYPE
     if float(np.min(encoding.step_scale)) * encoding.steps < _SMALLEST_RANGE:
         yield rules.EMPTY_RANGE
     is_weight = name in branch_weights or _is_linear_weight(name, encoding, params)
@@ -156,11 +189,13 @@ def _of(rule: Rule, names: list[str], file: EncodingFile, places: Places) -> Fin
 def _detail(rule: Rule, encoding: Encoding) -> str:
     if rule is rules.BLOCK_SIZE:
         return f"blocks of {encoding.block_size} values"
+    if rule is rules.ACTIVATION_CHANNELS:
+        return f"{encoding.step_scale.size} scales"
     if rule is rules.EMPTY_RANGE:
         return f"a range of {float(np.min(encoding.step_scale)) * encoding.steps:.3g}"
     if rule in (rules.ODD_OFFSET, rules.OFF_CENTRE_WEIGHT):
         offset = encoding.stored_offset.reshape(-1)
-        odd = offset[np.flatnonzero(offset != -(2.0 ** (encoding.bits - 1)))[0]]
+        odd = offset[np.flatnonzero(offset != -(2.0 ** (encoding.bits - 1)))[0]] + 0.0  # not -0
         return f"the offset {odd:g} in {encoding.bits} bits"
     return f"the {encoding.compressed_bits or encoding.bits}-bit grid"
 

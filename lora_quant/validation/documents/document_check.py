@@ -7,45 +7,23 @@ since it would repeat the problems.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_quant.adapters.files.peft_config import read_peft_config
-from lora_quant.config.adapter_params import read_adapter_params
-from lora_quant.config.attach_map import read_attach_map
-from lora_quant.config.genie import read_genie_config, read_genie_lora
-from lora_quant.config.lora_config import read_lora_config
-from lora_quant.config.manifest import read_manifest
-from lora_quant.config.output_files import read_importer_config, read_output_files
-from lora_quant.config.run_config import read_run_config
-from lora_quant.encodings.encoding_file import EncodingFile
-from lora_quant.encodings.files import encodings_of
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.documents.opened import OpenedDocument, open_document
+from lora_quant.validation.documents.readers import READERS
+from lora_quant.validation.documents.recognise import recognise, unrecognised
 from lora_quant.validation.documents.schema_check import Depth, check_schema
+from lora_quant.validation.documents.seal import check_seal
 from lora_quant.validation.documents.text_places import with_lines
-from lora_quant.validation.found.recognise import recognise, unrecognised
-from lora_quant.validation.from_errors import finding_of
+from lora_quant.validation.from_errors import findings_of
 from lora_quant.validation.kinds import ENCODINGS, SCHEMA_NAMES, Kind
-from lora_quant.validation.pack.seal import check_seal
 
-_READERS: dict[Kind, Callable[[Path], Any]] = {
-    Kind.LORA_CONFIG: read_lora_config,
-    Kind.ADAPTER_PARAMS: read_adapter_params,
-    Kind.PEFT_CONFIG: read_peft_config,
-    Kind.ATTACH_POINTS: read_attach_map,
-    Kind.IMPORTER_CONFIG: read_importer_config,
-    Kind.OUTPUT_FILES: read_output_files,
-    Kind.RUN_CONFIG: read_run_config,
-    # A changed manifest is a finding, and the rest of the pack is still worth a look.
-    Kind.MANIFEST: partial(read_manifest, check_seal=False),
-    Kind.GENIE_LORA: read_genie_lora,
-    Kind.GENIE_CONFIG: read_genie_config,
-}
+if TYPE_CHECKING:
+    from lora_quant.encodings.encoding_file import EncodingFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,26 +57,30 @@ def check_document(
     try:
         document = open_document(path, shown)
     except LoraQuantError as error:
-        return DocumentCheck(kind, (finding_of(error, shown=shown),))
+        return DocumentCheck(kind, findings_of(error, shown=shown))
     kind = kind or recognise(document.value, path)
     if kind is None:
         finding = unrecognised(shown, document.value, severity=unknown)
         return DocumentCheck(None, (finding,), document)
     findings = check_schema(document, kind, depth) if kind in SCHEMA_NAMES else ()
-    if findings or kind not in (*_READERS, *ENCODINGS):
+    if findings or kind not in (*READERS, *ENCODINGS):
         return DocumentCheck(kind, findings, document)
     try:
-        # Encodings are the largest files: what was parsed for the schema serves the reader.
-        is_encodings = kind in ENCODINGS
-        content = (
-            encodings_of(document.value, source=path) if is_encodings else _READERS[kind](path)
-        )
+        if kind in ENCODINGS:
+            file = _encodings(document)
+            noticed = (replace(f, where=replace(f.where, file=shown)) for f in file.findings)
+            return DocumentCheck(kind, tuple(with_lines(noticed, document)), document, file)
+        content = READERS[kind](path)
     except LoraQuantError as error:
-        refused = finding_of(error, shown=shown)
-        return DocumentCheck(kind, tuple(with_lines([refused], document)), document)
+        refused = findings_of(error, shown=shown)
+        return DocumentCheck(kind, tuple(with_lines(refused, document)), document)
     if kind is Kind.MANIFEST:
         findings = check_seal(path, shown=shown)
-    if isinstance(content, EncodingFile):
-        noticed = (replace(f, where=replace(f.where, file=shown)) for f in content.findings)
-        findings = tuple(with_lines(noticed, document))
     return DocumentCheck(kind, findings, document, content)
+
+
+def _encodings(document: OpenedDocument) -> EncodingFile:
+    """Encodings are the largest files: what was parsed for the schema serves the reader."""
+    from lora_quant.encodings.files import encodings_of
+
+    return encodings_of(document.value, source=document.path)

@@ -6,24 +6,26 @@ of them. With `Depth.QUICK`, of a long array of objects only both ends are check
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
 from functools import cache
-from itertools import chain, islice
-from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.validators import extend
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from lora_quant.config.plain_values import PathParts
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
+from lora_quant.validation.documents.kept_validators import kept_validator
 from lora_quant.validation.documents.long_arrays import items_keyword
 from lora_quant.validation.documents.opened import OpenedDocument
-from lora_quant.validation.documents.schema_messages import explain
 from lora_quant.validation.kinds import ENCODINGS, SCHEMA_NAMES, Kind
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+    from lora_quant.validation.documents.schema_messages import Problem
 
 MOST_FINDINGS = 50
 """Problems that are reported of one file; the others are counted."""
@@ -47,9 +49,7 @@ def check_schema(
 ) -> tuple[Finding, ...]:
     """One finding `schema/<name>` per problem, at most 50, then one with the number of others."""
     name = SCHEMA_NAMES[kind]
-    problems = chain.from_iterable(
-        explain(error) for error in _validator(kind, depth).iter_errors(_complete(document, kind))
-    )
+    problems = _problems(_validator(kind, depth).iter_errors(_complete(document, kind)))
     shown = list(islice(problems, MOST_FINDINGS))
     if not shown:
         return ()
@@ -79,6 +79,14 @@ def check_schema(
     return tuple(findings)
 
 
+def _problems(errors: Iterable[ValidationError]) -> Iterator[Problem]:
+    """The errors in words, which only a file with errors needs."""
+    for error in errors:
+        from lora_quant.validation.documents.schema_messages import explain
+
+        yield from explain(error)
+
+
 def _complete(document: OpenedDocument, kind: Kind) -> Any:
     """A file of 0.4.0 may leave out its version."""
     value = document.value
@@ -103,8 +111,8 @@ def _with_tensor(where: Where, kind: Kind, value: Any, path: PathParts) -> Where
 @cache
 def _validator(kind: Kind, depth: Depth) -> Any:
     items = items_keyword(QUICK_ITEMS if depth is Depth.QUICK else None)
-    validator = extend(Draft202012Validator, {"items": items})  # type: ignore[no-untyped-call]
-    return validator(_fragment_schema() if kind is Kind.ENCODINGS_FRAGMENT else _schema_of(kind))
+    schema = _fragment_schema() if kind is Kind.ENCODINGS_FRAGMENT else _schema_of(kind)
+    return kept_validator(schema, {"items": items})
 
 
 def _schema_of(kind: Kind) -> dict[str, Any]:

@@ -45,6 +45,16 @@ _PATTERNS = {
 }
 """Pattern of a schema -> what it means; any other is shown as it is."""
 
+_ELSEWHERE = {
+    "adapter_lora_config": "lora_config",
+    "encodings": "quant_overrides",
+    "lora_weights": "weights",
+    "model": "model_name",
+    "quant_overrides": "encodings",
+    "weights": "lora_weights",
+}
+"""Key of another file of the flow, or of Python -> what the same thing is called in a file."""
+
 _MOST_ALTERNATIVES = 12
 _LONGEST_PATTERN = 60
 
@@ -116,6 +126,8 @@ def _got(error: ValidationError) -> str:
 def _hint(error: ValidationError) -> str | None:
     """What a person most likely forgot; the schema's own description otherwise."""
     value: Any = error.instance
+    if _is_newer(error):
+        return "it was written by a newer lora-quant: update this one, or make the file again"
     if error.validator == "type":
         wanted: Any = error.validator_value
         hint = _type_hint(value, [wanted] if isinstance(wanted, str) else wanted)
@@ -124,6 +136,14 @@ def _hint(error: ValidationError) -> str | None:
     schema = error.schema
     description = schema.get("description") if isinstance(schema, Mapping) else None
     return f"the key stands for: {description}" if description else None
+
+
+def _is_newer(error: ValidationError) -> bool:
+    """Whether it is the version of the layout that is above what is known."""
+    value: Any = error.instance
+    known: Any = error.validator_value
+    whole = type(value) is int and type(known) is int
+    return list(error.absolute_path) == ["schema_version"] and whole and value > known
 
 
 def _type_hint(value: Any, types: Sequence[str]) -> str | None:
@@ -151,7 +171,9 @@ def _unknown_keys(path: PathParts, value: Any, schema: Any) -> Iterator[Problem]
             yield Problem((*path, key), "expected a key without control characters")
         else:
             free = [name for name in known if name not in value]
-            yield Problem((*path, key), f"unknown key {key!r}", did_you_mean(key, free or known))
+            same = _ELSEWHERE.get(key)
+            hint = f"here it is {same!r}" if same in free else did_you_mean(key, free or known)
+            yield Problem((*path, key), f"unknown key {key!r}", hint)
 
 
 def _misspelt(missing: str | None, value: Any, schema: Any) -> str | None:

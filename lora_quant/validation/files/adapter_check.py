@@ -15,10 +15,9 @@ import numpy as np
 from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import LoraQuantError, Where
 from lora_quant.findings import Finding, Severity
-from lora_quant.validation.files.adapter_file import MAGIC, AdapterFile, read_adapter_file
+from lora_quant.validation.files.adapter_file import AdapterFile, read_adapter_file
+from lora_quant.validation.files.adapter_signs import ADAPTER_SUFFIX, MAGIC
 from lora_quant.validation.from_errors import finding_of
-
-ADAPTER_SUFFIX = ".onnx_adapter"
 
 _SHOWN = 8
 _FLOATS = ("float", "bfloat")

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from lora_quant.config.regular_file import open_regular
 from lora_quant.errors import AdapterError, InputMissingError, LoraQuantError, Where
+from lora_quant.validation.files.adapter_signs import MAGIC
 
-MAGIC = b"TORT"
 MOST_PARAMETERS = 100_000
 MOST_AXES = 32
 MOST_NAME_BYTES = 4096

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
@@ -13,14 +12,6 @@ from lora_quant.findings import Finding
 from lora_quant.validation.catalogue.schema import JSON_SCHEMA
 from lora_quant.validation.documents.opened import OpenedDocument
 from lora_quant.validation.documents.schema_messages import explain
-
-_DIALECTS = "json-schema.org/"
-
-
-def is_json_schema(value: Mapping[str, Any]) -> bool:
-    """Whether a document says that it is a schema."""
-    dialect = value.get("$schema")
-    return isinstance(dialect, str) and _DIALECTS in dialect
 
 
 def check_json_schema(document: OpenedDocument) -> Iterator[Finding]:

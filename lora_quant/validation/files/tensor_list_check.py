@@ -11,9 +11,9 @@ import io
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from lora_quant.config.document_text import read_bytes
+from lora_quant.config.tensor_list import MAX_BYTES, MAX_LINES
 from lora_quant.errors import ConfigError, LoraQuantError, Where, cut
 from lora_quant.findings import Finding
 from lora_quant.validation.catalogue.lists import (
@@ -30,12 +30,11 @@ from lora_quant.validation.catalogue.lists import (
 from lora_quant.validation.from_errors import finding_of
 from lora_quant.validation.rule import Rule
 
-MAX_BYTES: Final = 256 << 20
-MAX_LINES: Final = 1_000_000
-"""Each line's name is remembered: graphs have some ten thousand tensors."""
-
 # Control characters, those that are never seen, and separators of lines other than the line feed.
 _UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
+
+WEIGHT_NAMES = "lora_tensor_names.txt"
+"""The converter's list of weights stands in the order of the graph; only updatable lists sort."""
 
 
 def check_tensor_list(path: Path) -> tuple[Finding, ...]:
@@ -56,7 +55,10 @@ def check_tensor_list(path: Path) -> tuple[Finding, ...]:
         data = data.removeprefix(codecs.BOM_UTF8)
     first: dict[Rule, tuple[int, str]] = {}
     counts: dict[Rule, int] = {}
+    any_order = path.name.lower().endswith(WEIGHT_NAMES)
     for rule, line, what in _broken(data):
+        if rule is NOT_SORTED and any_order:
+            continue
         if rule is NOT_UTF_8:
             return (rule.finding(what, Where(file=path, line=line)),)
         first.setdefault(rule, (line, what))

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from lora_quant.config.manifest import MANIFEST_FILE
+from lora_quant.config.manifest_seal import MANIFEST_FILE
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.catalogue.recognise import (

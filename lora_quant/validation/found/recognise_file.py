@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from lora_quant.config.regular_file import open_regular
-from lora_quant.validation.files.adapter_check import ADAPTER_SUFFIX
-from lora_quant.validation.files.adapter_file import MAGIC
+from lora_quant.validation.files.adapter_signs import ADAPTER_SUFFIX, MAGIC
 from lora_quant.validation.files.lora_config_check import TEXT_NAME, is_lora_config_text
 from lora_quant.validation.kinds import Kind
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def placed(finding: Finding, config: LoraConfig, entries: Entries) -> Finding:
             field=place.field or where.field,
         ),
     )
+
+
+def folded(findings: Iterable[Finding]) -> list[Finding]:
+    """Activations without an encoding told once for each use case: one mistake made them all.
+
+    A use case that was calibrated without its branches, or not at all, lacks three at each of them.
+    """
+    told: list[Finding] = []
+    places: dict[str | None, int] = {}
+    more: Counter[int] = Counter()
+    for finding in findings:
+        if finding.rule == "encodings/missing-activation":
+            if finding.where.use_case in places:
+                more[places[finding.where.use_case]] += 1
+                continue
+            places[finding.where.use_case] = len(told)
+        told.append(finding)
+    for place, count in more.items():
+        message = f"{told[place].message}, and none for {count} more of this use case"
+        told[place] = replace(told[place], message=message)
+    return told
 
 
 def _part(config: LoraConfig, where: Where) -> PathParts:

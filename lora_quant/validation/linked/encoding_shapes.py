@@ -7,13 +7,16 @@ per block      channels times blocks, where blocks of the given size fill the in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.encodings.kinds import BLOCKWISE, Granularity
 from lora_quant.findings import Finding
-from lora_quant.graph.files.graph_facts import TensorFact
 from lora_quant.validation.catalogue import encodings_of_graph as rules
 from lora_quant.validation.documents.entry_places import Places
+
+if TYPE_CHECKING:
+    from lora_quant.graph.files.graph_facts import TensorFact
 
 
 def shape_findings(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,15 +25,17 @@ from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.kinds import BLOCKWISE, NumberKind
 from lora_quant.errors import LoraQuantError, Where, did_you_mean, some
 from lora_quant.findings import Finding
-from lora_quant.graph.files.graph_facts import GraphFacts, TensorFact
-from lora_quant.graph.files.linear_facts import LinearFact
 from lora_quant.validation.catalogue import encodings_of_graph as rules
 from lora_quant.validation.documents.document_check import DocumentCheck, check_document
 from lora_quant.validation.documents.entry_places import Places, entry_places
-from lora_quant.validation.from_errors import finding_of
+from lora_quant.validation.linked.base_of import base_of
 from lora_quant.validation.linked.encoding_shapes import shape_findings
 from lora_quant.validation.linked.graph_of import facts_of
 from lora_quant.validation.request import Request
+
+if TYPE_CHECKING:
+    from lora_quant.graph.files.graph_facts import GraphFacts, TensorFact
+    from lora_quant.graph.files.linear_facts import LinearFact
 
 _BIAS_BITS = 32
 # Each scale, and their product, may have been rounded to float32: three times half a unit of
@@ -52,10 +55,9 @@ def check_encodings(check: DocumentCheck, request: Request) -> Iterator[Finding]
         or not isinstance(check.content, EncodingFile)
     ):
         return
-    try:
-        facts = facts_of(request.base)
-    except LoraQuantError as error:
-        yield finding_of(error, shown=request.base)
+    facts = base_of(request.base, facts_of)
+    if isinstance(facts, Finding):
+        yield facts
         return
     yield from encodings_against_graph(check.content, facts, entry_places(check.document))
 

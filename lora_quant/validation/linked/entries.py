@@ -76,6 +76,14 @@ class Entries:
         return tuple(found.values())
 
     @cached_property
+    def _by_file(self) -> dict[Path, list[tuple[int, Entry]]]:
+        """Entries, with their numbers in the document, by the file that they name."""
+        found: dict[Path, list[tuple[int, Entry]]] = {}
+        for number, entry in enumerate(self.every):
+            found.setdefault(real_path(entry.file), []).append((number, entry))
+        return found
+
+    @cached_property
     def _by_adapter(self) -> dict[str, list[Entry]]:
         found: dict[str, list[Entry]] = {}
         for entry in self.every:
@@ -104,12 +112,13 @@ class Entries:
         """The entry that an error or a finding at `place` is about, by its file or its names."""
         if place.file is not None:
             file = real_path(place.file)
-            for entry in self.every:
-                if _same_use_case(entry, place) and real_path(entry.file) == file:
-                    return entry
-            for entry in self.every:
-                if real_path(entry.file) == file or real_path(entry.file) in file.parents:
-                    return entry
+            same = self._by_file.get(file, [])
+            found = next((e for _, e in same if _same_use_case(e, place)), None)
+            if found is not None:
+                return found
+            around = [self._by_file[p][0] for p in (file, *file.parents) if p in self._by_file]
+            if around:
+                return min(around, key=lambda numbered: numbered[0])[1]
         for name in ("use_case", "adapter"):
             known = getattr(place, name)
             for entry in self.every if known is not None else ():

@@ -1,4 +1,4 @@
-"""What is known of graphs, kept for the next file that names the same one.
+"""What is known of graphs, kept for the next file that names the same one; onnx loads with one.
 
 A graph that cannot be used is kept as its error: thousands of files may name it.
 """
@@ -9,13 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lora_quant.config.real_path import real_path
 from lora_quant.errors import LoraQuantError
-from lora_quant.graph.attach.catalog import NodeCatalog
-from lora_quant.graph.base.base_graph import BaseGraph, open_base
-from lora_quant.graph.files.graph_facts import GraphFacts, read_graph_facts
+
+if TYPE_CHECKING:
+    from lora_quant.graph.attach.catalog import NodeCatalog
+    from lora_quant.graph.base.base_graph import BaseGraph
+    from lora_quant.graph.files.graph_facts import GraphFacts
 
 _Key = tuple[Path, int, int]
 _Value = TypeVar("_Value")
@@ -92,8 +94,20 @@ def _key(path: Path) -> _Key | None:
     return real_path(path), status.st_size, status.st_mtime_ns
 
 
-_facts = _Kept(read_graph_facts)
-_linears = _Kept(lambda path: linear_nodes(open_base(path)))
+def _read_facts(path: Path) -> GraphFacts:
+    from lora_quant.graph.files.graph_facts import read_graph_facts
+
+    return read_graph_facts(path)
+
+
+def _read_linears(path: Path) -> LinearNodes:
+    from lora_quant.graph.base.base_graph import open_base
+
+    return linear_nodes(open_base(path))
+
+
+_facts = _Kept(_read_facts)
+_linears = _Kept(_read_linears)
 
 
 def facts_of(path: Path) -> GraphFacts:
@@ -102,6 +116,14 @@ def facts_of(path: Path) -> GraphFacts:
     Raises GraphError or InputMissingError as `read_graph_facts` does.
     """
     return _facts.get(path)
+
+
+def facts_if_readable(path: Path) -> GraphFacts | None:
+    """The facts, or None for a graph that cannot be used, which its own check tells."""
+    try:
+        return facts_of(path)
+    except LoraQuantError:
+        return None
 
 
 def linear_nodes_of(path: Path) -> LinearNodes:

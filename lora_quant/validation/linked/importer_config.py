@@ -30,18 +30,19 @@ from lora_quant.validation.catalogue.importer import (
     WEIGHTS_DIFFER,
     WEIGHTS_DTYPE,
     WEIGHTS_SHAPE,
+    WEIGHTS_SHARED,
     WEIGHTS_TENSOR,
     WRONG_FILE,
 )
 from lora_quant.validation.documents.document_check import DocumentCheck, check_document
 from lora_quant.validation.documents.entry_places import entry_places
 from lora_quant.validation.documents.opened import OpenedDocument
+from lora_quant.validation.documents.relative_paths import is_outside, normalised
 from lora_quant.validation.from_errors import finding_of
 from lora_quant.validation.kinds import ENCODINGS
 from lora_quant.validation.linked.encodings import encodings_against_graph
 from lora_quant.validation.linked.entries import Entries, Entry, first_problem
 from lora_quant.validation.linked.graph_of import facts_of
-from lora_quant.validation.pack.view import is_outside, normalised
 from lora_quant.validation.request import Request
 
 _DTYPES = {
@@ -116,12 +117,17 @@ def _text(document: OpenedDocument, entry: Entry) -> str:
 
 @dataclass
 class _ImporterCheck:
-    """One run over one document. `first`: the header of the first use case that has one."""
+    """One run over one document.
+
+    first: the header of the first use case that has one. strange: tensors of which was said that
+    they are not as in the graph; then it is no news that use cases differ in them.
+    """
 
     entries: Entries
     base: Path | None
     first: tuple[Entry, _Header] | None = None
     reported: set[Path] = field(default_factory=set)
+    strange: set[str] = field(default_factory=set)
 
     def run(self) -> Iterator[Finding]:
         for entry, finding in self.entries.missing(MISSING_FILE, WRONG_FILE):
@@ -130,8 +136,28 @@ class _ImporterCheck:
         by_use_case: dict[PathParts, dict[str, Entry]] = {}
         for entry in self.entries.every:
             by_use_case.setdefault(entry.at[:2], {})[_KEYS[entry.key]] = entry
+        owners: dict[Path, dict[str, Entry]] = {}
         for named in by_use_case.values():
             yield from self._use_case(named)
+            yield from self._shared(named, owners)
+
+    def _shared(
+        self, named: Mapping[str, Entry], owners: dict[Path, dict[str, Entry]]
+    ) -> Iterator[Finding]:
+        """Weights of an earlier use case, whose encodings are others.
+
+        owners: weights -> the first use case that names them; it is added to.
+        """
+        weights, encodings = named.get(_WEIGHTS), named.get(_ENCODINGS)
+        if weights is None or encodings is None:
+            return
+        first = owners.setdefault(weights.file, dict(named))
+        if first[_ENCODINGS].file != encodings.file:
+            yield WEIGHTS_SHARED.finding(
+                f"{weights.use_case!r} has the weights of {first[_WEIGHTS].use_case!r} and other "
+                f"encodings: {self.entries.shown(weights.file)}",
+                self.entries.where(weights),
+            )
 
     def _use_case(self, named: Mapping[str, Entry]) -> Iterator[Finding]:
         facts, problem = self._graph(named.get(_GRAPH))
@@ -177,6 +203,7 @@ class _ImporterCheck:
         stored = {name for name, fact in facts.tensors.items() if fact.is_param}
         unknown = [name for name in header if name not in stored]
         if unknown:
+            self.strange.update(unknown)
             name = unknown[0]
             fact = facts.tensors.get(name)
             is_there = "" if fact is None else f"; {name!r} is there as: {fact.role.value}"
@@ -195,12 +222,14 @@ class _ImporterCheck:
             dtype, shape = header[name]
             fact = facts.tensors[name]
             if fact.shape is not None and shape != fact.shape:
+                self.strange.add(name)
                 message = f"the tensor has the shape {list(shape)}, the graph has"
                 yield WEIGHTS_SHAPE.finding(
                     f"{message} {list(fact.shape)}: {self.entries.shown(entry.file)}",
                     self._where(entry, name),
                 )
             if fact.dtype is not None and dtype != fact.dtype:
+                self.strange.add(name)
                 message = f"the tensor is of type {dtype}, in the graph it is {fact.dtype}"
                 yield WEIGHTS_DTYPE.finding(
                     f"{message}: {self.entries.shown(entry.file)}", self._where(entry, name)
@@ -209,9 +238,11 @@ class _ImporterCheck:
     def _against_first(
         self, entry: Entry, header: _Header, first: Entry, known: _Header
     ) -> Iterator[Finding]:
-        lacking = [name for name in known if name not in header]
-        added = [name for name in header if name not in known]
-        changed = [n for n in header if n in known and header[n] != known[n]]
+        lacking = [n for n in known if n not in header and n not in self.strange]
+        added = [n for n in header if n not in known and n not in self.strange]
+        changed = [
+            n for n in header if n in known and header[n] != known[n] and n not in self.strange
+        ]
         for names, what in (
             (lacking, f"lack tensors that those of {first.use_case!r} have"),
             (added, f"have tensors that those of {first.use_case!r} lack"),

@@ -33,11 +33,12 @@ from lora_quant.validation.catalogue.config import (
     WRONG_FILE,
 )
 from lora_quant.validation.documents.document_check import DocumentCheck, check_document
-from lora_quant.validation.found.recognise import recognise
+from lora_quant.validation.documents.recognise import recognise
+from lora_quant.validation.found.recognise_file import read_head, recognise_file
 from lora_quant.validation.kinds import ENCODINGS, Kind
 from lora_quant.validation.linked.adapters_of import OpenedAdapters, open_adapters, value_problems
 from lora_quant.validation.linked.attach_map import attach_map_findings
-from lora_quant.validation.linked.config_entries import config_entries, placed
+from lora_quant.validation.linked.config_entries import config_entries, folded, placed
 from lora_quant.validation.linked.encodings import encodings_of_config
 from lora_quant.validation.linked.entries import Entries, Entry, first_problem
 from lora_quant.validation.linked.graph_of import linear_nodes
@@ -98,7 +99,7 @@ class _ConfigCheck:
             except LoraQuantError as error:
                 refused = error
             else:
-                for finding in tried.findings:
+                for finding in folded(tried.findings):
                     yield placed(finding, self.config, self.entries)
                 yield from encodings_of_config(self.config)
                 yield from self._options(tried)
@@ -169,7 +170,9 @@ class _ConfigCheck:
         if entry is not None:
             message, where = self.entries.told(tried.reason, entry)
         message = f"a build needs {tried.options}: {message}"
-        yield NEEDS_OPTIONS.finding(message, where, tried.reason.hint)
+        finding = NEEDS_OPTIONS.finding(message, where, tried.reason.hint)
+        # A build with these options was tried, and none of its steps refused anything.
+        yield replace(finding, severity=Severity.NOTE)
 
     def _refused(self, error: LoraQuantError) -> Finding:
         entry = self.entries.naming(error.where)
@@ -193,6 +196,10 @@ class _ConfigCheck:
                     yield self._bad(error, entry)
 
     def _encodings(self, entry: Entry) -> Iterator[Finding]:
+        kind = recognise_file(entry.file, read_head(entry.file), entry.file.stat().st_size)
+        if kind is not None:
+            yield self._wrong_kind(entry, kind, "AIMET encodings")
+            return
         checked = check_document(entry.file)
         problem = first_problem(checked.findings)
         if checked.kind is not None and checked.kind not in ENCODINGS:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_quant.encodings.branch_names import find_branch_names
 from lora_quant.errors import LoraQuantError, Where, did_you_mean, some
 from lora_quant.findings import Finding
-from lora_quant.graph.files.graph_facts import GraphFacts
-from lora_quant.passes.merging.updatable_lists import read_tensor_list
 from lora_quant.validation.catalogue.lists_of_graph import NOT_STORED, UNKNOWN_TENSOR
 from lora_quant.validation.documents.document_check import DocumentCheck
 from lora_quant.validation.from_errors import finding_of
@@ -17,6 +16,9 @@ from lora_quant.validation.linked.base_of import base_of
 from lora_quant.validation.linked.graph_of import facts_of
 from lora_quant.validation.request import Request
 from lora_quant.validation.rule import Rule
+
+if TYPE_CHECKING:
+    from lora_quant.graph.files.graph_facts import GraphFacts
 
 _WEIGHTS = "lora_tensor_names"
 _MOST = 20
@@ -26,6 +28,8 @@ def check_tensor_list(check: DocumentCheck, request: Request) -> Iterator[Findin
     """The first 20 names that are wrong, each at its line; nothing without a base."""
     if check.document is None or request.base is None:
         return
+    from lora_quant.passes.merging.updatable_lists import read_tensor_list
+
     facts = base_of(request.base, facts_of)
     if isinstance(facts, Finding):
         yield facts

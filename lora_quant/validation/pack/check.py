@@ -12,7 +12,6 @@ from lora_quant.config.plain_values import PathParts
 from lora_quant.encodings.encoding import Encoding
 from lora_quant.errors import Where
 from lora_quant.findings import Finding
-from lora_quant.validation.device.pack import PackEncodings, check_pack_for_devices
 from lora_quant.validation.documents.document_check import check_document
 from lora_quant.validation.documents.entry_places import Places, entry_places
 from lora_quant.validation.documents.opened import OpenedDocument
@@ -21,8 +20,10 @@ from lora_quant.validation.kinds import Kind
 from lora_quant.validation.pack.adapters import check_adapter, check_adapter_files
 from lora_quant.validation.pack.context import check_context
 from lora_quant.validation.pack.device_configs import check_device_configs
+from lora_quant.validation.pack.encodings import PackEncodings
 from lora_quant.validation.pack.files import check_files
 from lora_quant.validation.pack.fixed_tensors import FixedTensors
+from lora_quant.validation.pack.for_devices import check_pack_for_devices
 from lora_quant.validation.pack.graph import check_graph
 from lora_quant.validation.pack.lists import check_tensor_names, check_updatable, listed_names
 from lora_quant.validation.pack.overridable import Default, check_recorded

@@ -13,9 +13,10 @@ from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.graph.files.model_check import check_model_file
+from lora_quant.validation.documents.relative_paths import normalised
 from lora_quant.validation.from_errors import finding_of
 from lora_quant.validation.pack.overridable import check_overridable
-from lora_quant.validation.pack.view import PackView, normalised
+from lora_quant.validation.pack.view import PackView
 
 _NODE = "EPContext"
 _REBUILD = "build the pack again"

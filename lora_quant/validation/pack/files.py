@@ -13,8 +13,9 @@ from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import LoraQuantError
 from lora_quant.findings import Finding
 from lora_quant.graph.files.data_files import sampled_sha256, sha256_of
+from lora_quant.validation.documents.relative_paths import is_outside, normalised
 from lora_quant.validation.documents.schema_check import Depth
-from lora_quant.validation.pack.view import PackView, is_outside, normalised
+from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again, or take the file from an undamaged copy"
 _ELSEWHERE = "only the graph of a pack that was built with --beside-base may lie elsewhere"

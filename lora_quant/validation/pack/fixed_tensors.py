@@ -14,7 +14,7 @@ from functools import cached_property
 
 from lora_quant.config.manifest_records import PackFile, TargetRecord
 from lora_quant.encodings.encoding import Encoding
-from lora_quant.errors import LoraQuantError, Where, some
+from lora_quant.errors import Where, some
 from lora_quant.findings import Finding
 from lora_quant.validation.catalogue.pack_contents import (
     FIXED_TENSOR,
@@ -22,7 +22,7 @@ from lora_quant.validation.catalogue.pack_contents import (
     UPDATABLE_MODE,
 )
 from lora_quant.validation.documents.entry_places import Places
-from lora_quant.validation.linked.graph_of import facts_of
+from lora_quant.validation.linked.graph_of import facts_if_readable
 from lora_quant.validation.pack.view import PackView
 
 Encodings = Mapping[str, Encoding]
@@ -74,11 +74,9 @@ class FixedTensors:
         alpha = manifest.alpha_of(self.target)
         found = set() if alpha is None else {alpha.tensor}
         for file in self.view.files(self.target, "graph"):
-            try:
-                facts = facts_of(self.view.locate(file.path))
-            except LoraQuantError:
-                continue  # the check of the graph says what is wrong with it
-            found |= {name for name, fact in facts.tensors.items() if fact.is_param}
+            facts = facts_if_readable(self.view.locate(file.path))
+            if facts is not None:
+                found |= {name for name, fact in facts.tensors.items() if fact.is_param}
         return frozenset(found - switched)
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lora_quant.config.manifest_records import PackFile, TargetRecord
-from lora_quant.errors import LoraQuantError, some
+from lora_quant.errors import InputMissingError, LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.graph.files.model_check import check_model_file
 from lora_quant.graph.files.model_file import ModelFile
@@ -48,6 +48,10 @@ def check_graph(
     try:
         model = check_model_file(view.locate(file.path), waiting)
     except LoraQuantError as error:
+        # What is not there was said of the file itself.
+        data = (f.path for f in target.files if f.role == "graph-data")
+        if isinstance(error, InputMissingError) and not view.usable.issuperset(data):
+            return GraphCheck((), None)
         return GraphCheck((finding_of(error, shown=view.show(file.path)),), None)
     findings = (
         *(_weights(view, file, model) if weights_are_initializers else ()),

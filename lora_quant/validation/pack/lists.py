@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from lora_quant.config.document_text import read_bytes
 from lora_quant.config.manifest_records import PackFile
+from lora_quant.config.tensor_list import read_lines
 from lora_quant.errors import LoraQuantError, some
 from lora_quant.findings import Finding
 from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again"
-_MAX_BYTES = 256 << 20
 
 
 def check_tensor_names(view: PackView, file: PackFile) -> Iterator[Finding]:
@@ -63,13 +62,13 @@ def listed_names(view: PackView, file: PackFile) -> list[str]:
 
 def _names(view: PackView, file: PackFile) -> list[str] | Finding:
     try:
-        text = read_bytes(view.locate(file.path), max_bytes=_MAX_BYTES).decode("utf-8")
-    except (LoraQuantError, UnicodeDecodeError) as error:
+        lines = read_lines(view.locate(file.path))
+    except LoraQuantError as error:
         return view.error(
             "unreadable",
-            f"the list cannot be read as UTF-8 text: {getattr(error, 'message', error)}",
+            f"the list cannot be read: {error.message}",
             file.path,
             hint=_REBUILD,
             use_case=file.use_case,
         )
-    return [line for line in text.splitlines() if line]
+    return [line for line in lines if line]

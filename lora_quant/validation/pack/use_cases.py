@@ -14,7 +14,8 @@ from lora_quant.config.plain_values import PathParts
 from lora_quant.errors import did_you_mean, some
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.documents.opened import OpenedDocument
-from lora_quant.validation.pack.view import PackView, normalised
+from lora_quant.validation.documents.relative_paths import normalised
+from lora_quant.validation.pack.view import PackView
 
 _REBUILD = "build the pack again"
 _PER_USE_CASE = (

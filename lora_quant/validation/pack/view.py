@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -63,13 +62,3 @@ class PackView:
         if self.inside is not None:
             where = self.inside(part)
         return Finding(f"pack/{rule}", Severity.ERROR, message, replace(where, **place), hint)
-
-
-def normalised(path: str) -> str:
-    """A manifest's path without `.` and inner `..`; one that leaves the pack begins with `..`."""
-    return posixpath.normpath(path)
-
-
-def is_outside(path: str) -> bool:
-    """Whether a normalised path leaves the folder that it is relative to."""
-    return path == ".." or path.startswith("../")

@@ -73,7 +73,7 @@ def test_no_alpha_means_the_rank_and_is_noted(tmp_path: Path, more: dict[str, An
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     modules=st.dictionaries(
         st.from_regex(r"lora_(unet|te|te1)_[a-z]{1,3}", fullmatch=True),

@@ -26,7 +26,7 @@ def tensors(magnitude: Array, **options: Any) -> dict[str, Array]:
     return pair(Q0, dtype=np.float64, **options) | {M0: magnitude}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     inputs=st.integers(1, 7),
     out=st.integers(1, 5),
@@ -54,7 +54,7 @@ def test_every_row_of_the_merged_weight_has_its_trained_norm(
     np.testing.assert_allclose(lowered.g * b + lowered.c, b, rtol=0, atol=CLOSE * np.abs(b).max())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups=st.sampled_from([1, 2, 4]), width=st.integers(1, 4), seed=st.integers(0, 99))
 def test_of_a_grouped_convolution_it_is_the_norm_that_peft_takes(
     groups: int, width: int, seed: int, tmp_path: Path

@@ -29,7 +29,7 @@ def parameters(*names: str, **fields: Any) -> dict[str, Any]:
     return {"target_modules": None, "target_parameters": list(names), **fields}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(experts=st.integers(1, 4), rank=st.integers(1, 3), seed=st.integers(0, 99))
 def test_each_expert_has_its_rows_of_a_and_its_columns_of_b(
     experts: int, rank: int, seed: int, tmp_path: Path

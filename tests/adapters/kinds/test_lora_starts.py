@@ -25,7 +25,7 @@ KASA: dict[str, Any] = {"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}
 # eigenvectors of W'W whose eigenvalues differ by a hundredth are known to 1e2 * 2**-52 or so
 CLOSE = 1e-10
 SIZES = st.tuples(st.integers(3, 8), st.integers(3, 8), st.integers(1, 2), st.integers(0, 99))
-SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def weight(out: int, inputs: int, seed: int) -> Array:

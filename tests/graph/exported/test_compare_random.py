@@ -62,7 +62,7 @@ def all_values(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array
     return found | {name: feeds[name] for name in given}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(randoms)
 def test_a_disguised_graph_is_the_base_and_its_tensors_are_found(random: Random) -> None:
     base = random_graph(random)
@@ -81,7 +81,7 @@ def test_a_disguised_graph_is_the_base_and_its_tensors_are_found(random: Random)
     assert not set(tensors) & (set(other.sums) - set(wanted))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(randoms)
 def test_names_that_stay_are_paired_with_themselves(random: Random) -> None:
     base = random_graph(random)
@@ -157,7 +157,7 @@ def are_alike(model: ModelProto) -> bool:
 @pytest.mark.parametrize(
     "kind", ["attribute", "operator", "order", "bit", "removed", "extra", "shape"]
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(random=randoms)
 def test_one_difference_is_named(kind: str, random: Random) -> None:
     base = random_graph(random, distinct=True)

@@ -123,3 +123,26 @@ def test_functions_are_compared_by_their_bodies(tmp_path: Path) -> None:
     error = refused(base, function(tmp_path / "other.onnx", operator="Tanh"))
     assert error.where.node == "/Block"
     assert "with another body" in error.message
+
+
+def test_functions_with_another_default_of_an_attribute_differ(tmp_path: Path) -> None:
+    """The call leaves `slope` out, so that the function's own value counts."""
+
+    def leaky(path: Path, slope: float) -> Path:
+        inner = helper.make_node("LeakyRelu", ["i"], ["o"])
+        inner.attribute.append(
+            onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+        )
+        model = onnx.load(str(function(path)))
+        (body,) = model.functions
+        del body.node[:]
+        body.node.append(inner)
+        body.attribute_proto.append(helper.make_attribute("slope", slope))
+        model.ir_version = 9
+        return save(model, path)
+
+    base = leaky(tmp_path / "base.onnx", 0.25)
+    compare(base, leaky(tmp_path / "same.onnx", 0.25))
+    error = refused(base, leaky(tmp_path / "other.onnx", 0.5))
+    assert error.where.node == "/Block"
+    assert "with another body" in error.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from tests.graph.exported.test_recognise_near import IN, OUT, RANK, TOKENS, Net, quantized, reason
 
@@ -68,3 +69,16 @@ def test_a_bias_that_a_gemm_multiplies_by_zero_is_none(tmp_path: Path) -> None:
     found = net.done(net.h, graph.node("Reshape", [high, back], "back"))
     assert [len(point.branches) for point in found.points] == [1]
     assert found.near == ()
+
+
+def test_a_branch_that_a_subgraph_reads_is_left_out(tmp_path: Path) -> None:
+    """What an If takes from outside is no input of its node."""
+    net = Net(tmp_path)
+    low = net.first()
+    value = helper.make_tensor_value_info("inside", TensorProto.FLOAT, [2, TOKENS, RANK])
+    read = helper.make_graph([helper.make_node("Neg", [low], ["inside"])], "g", [], [value])
+    flag = net.graph.input("flag", (), "bool")
+    both = {"then_branch": read, "else_branch": read}
+    net.graph.output(net.graph.node("If", [flag], "if", **both), (2, TOKENS, RANK))
+    text = reason(net.done(net.h, net.second(low)))
+    assert "belongs to more than the branch: a subgraph reads it" in text

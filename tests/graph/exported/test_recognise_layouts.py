@@ -126,7 +126,7 @@ def ways(draw: st.DrawFn) -> tuple[GraphBuilder, Way, Array, tuple[int, ...], bo
     return graph, way, (b * scale) @ a, shape, is_conv
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(ways())
 def test_a_branch_that_is_taken_adds_up_in_place(
     drawn: tuple[GraphBuilder, Way, Array, tuple[int, ...], bool],

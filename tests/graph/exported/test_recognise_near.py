@@ -381,6 +381,26 @@ def test_a_convolution_of_another_geometry_is_named(
     assert text in reason(found)
 
 
+@pytest.mark.parametrize("base_is_named", [False, True])
+def test_padding_of_nothing_is_the_same_by_either_of_its_names(
+    tmp_path: Path, base_is_named: bool
+) -> None:
+    """auto_pad VALID pads nothing, whatever pads stand beside it; NOTSET pads what pads say."""
+    graph = GraphBuilder()
+    x = graph.input("x", (1, IN, 5))
+    spelled: tuple[dict[str, Any], dict[str, Any]] = (
+        {"auto_pad": "VALID", "pads": [1, 1]},
+        {"pads": [0, 0]},
+    )
+    one, other = reversed(spelled) if base_is_named else spelled
+    h = graph.node("Conv", [x, graph.weight("base.w", OUT, IN, 3)], "base", **other)
+    low = graph.node("Conv", [x, graph.weight("first.w", RANK, IN, 3)], "first", **one)
+    l_ = graph.node("Conv", [low, graph.weight("second.w", OUT, RANK, 1)], "second")
+    graph.output(graph.node("Add", [h, l_], "sum"), ("a", "b", "c"))
+    found = recognise_branches(opened(graph.model(), tmp_path))
+    assert [point.y for point in found.points] == ["sum_output_0"]
+
+
 def test_a_transposed_input_of_a_branch_is_named(tmp_path: Path) -> None:
     graph = GraphBuilder()
     x = graph.input("x", (TOKENS, IN))

@@ -104,7 +104,7 @@ def assert_branch(branch: FoundBranch, built: BuiltBranch, found: ExportedGraph)
     assert [scale.size for scale in branch.scales] == [len(s) for s in built.scales]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases())
 def test_every_branch_of_a_random_graph_is_found_with_its_values(case: Case) -> None:
     built = build(case)
@@ -131,7 +131,7 @@ def test_every_branch_of_a_random_graph_is_found_with_its_values(case: Case) -> 
         assert np.abs(l_ - expected).max() <= 128 * 2.0**-24 * bound
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_without_the_nodes_of_its_branches_a_graph_is_the_base(case: Case) -> None:
     built, base = build(case), build(case, with_branches=False)
@@ -145,7 +145,7 @@ def test_without_the_nodes_of_its_branches_a_graph_is_the_base(case: Case) -> No
     assert [n.op_type for n in left.graph.node] == [n.op_type for n in base.model.graph.node]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_a_base_without_branches_has_none(case: Case) -> None:
     found = recognised(build(case, with_branches=False).model)

@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 import pytest
-import yaml
 from onnx import helper
 from safetensors.numpy import load_file
 
@@ -44,20 +43,6 @@ def test_configurations_of_the_sample_are_free_of_findings(name: str) -> None:
 
 def test_the_files_of_a_build_are_free_of_findings(qairt: Folder) -> None:
     assert check(qairt / IMPORTER) == []
-
-
-def test_a_negative_strength_is_noted_where_it_stands(tmp_path: Path) -> None:
-    config = copy_sample(tmp_path)
-
-    def edit(document: dict[str, Any]) -> None:
-        document["use-case"][-1]["adapter_alphas"][-1] = -0.5
-
-    (found,) = check(edit_yaml(config, edit))
-    last = yaml.safe_load(config.read_text("utf-8"))["use-case"][-1]
-    assert (found.rule, found.severity) == ("device/negative-strength", Severity.NOTE)
-    assert found.where.use_case == last["name"]
-    assert found.where.adapter == last["adapter_names"][-1]
-    assert found.where.line is not None
 
 
 def test_use_cases_of_a_configuration_may_not_differ_in_structure(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def tensors(draw: st.DrawFn) -> TensorFact:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     encodings=st.dictionaries(st.sampled_from(NAMES), grids()),
     known=st.dictionaries(st.sampled_from(NAMES), tensors()),

@@ -93,7 +93,7 @@ def test_without_a_base_nothing_is_compared(tmp_path: Path) -> None:
     checked = check_document(path)
     assert list(check_encodings(checked, Request())) == []
     assert checked.kind is not None
-    assert LINKED[checked.kind] is check_encodings
+    assert list(LINKED[checked.kind](checked, Request())) == []
 
 
 def test_a_base_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lora_quant.findings import Finding
+from lora_quant.findings import Finding, Severity
 from lora_quant.validation.linked.lora_config import check_lora_config
 from tests.final_graphs import lora_config as final_config
 from tests.sample import (
@@ -53,8 +53,9 @@ def test_use_cases_with_graphs_of_their_own_are_taken_apart_as_in_a_build() -> N
     assert rules(found) == ["exported/read-as-rslora"]
 
 
-def test_options_that_encodings_call_for_are_a_warning_at_the_encodings() -> None:
+def test_options_that_encodings_call_for_are_a_note_at_the_encodings() -> None:
     finding = one(checked(CONFIG_ALL), "config/needs-options")
+    assert finding.severity is Severity.NOTE, "a build with these options works"
     assert finding.message.startswith("a build needs --mode all: encodings_all/tone.encodings: ")
     assert finding.where.file == CONFIG_ALL
     assert finding.where.field == "use-case[1].quant_overrides"

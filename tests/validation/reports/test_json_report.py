@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from jsonschema import Draft202012Validator
 
-from lora_quant.config.schemas import load_schema
+from lora_quant.config.schema_files import load_schema
 from lora_quant.validation.checked import Validation
 from lora_quant.validation.reports.json_report import json_report
 from tests.validation.reports.findings import sample, validations

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from lora_quant.findings import Severity
-from lora_quant.validation.linked.belongs_to_base import check_belongs_to_base
+from lora_quant.validation.pack.belongs_to_base import check_belongs_to_base
 from lora_quant.validation.request import Request
 from lora_quant.validation.validate import validate_paths
 from tests.sample import SAMPLE

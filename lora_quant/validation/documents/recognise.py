@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lora_quant.config.genie import has_engines
+from lora_quant.config.genie_roots import has_engines
 from lora_quant.errors import Where
 from lora_quant.findings import Finding, Severity
 from lora_quant.validation.documents.opened import YAML_SUFFIXES
-from lora_quant.validation.files.json_schema_check import is_json_schema
 from lora_quant.validation.kinds import Kind
 
 _KEYS: Final[dict[Kind, tuple[int, frozenset[str]]]] = {
@@ -83,6 +82,8 @@ _USE_CASE_KEYS: Final = {
 }
 """Key of a document or of its use cases -> how much it speaks for each of the three kinds."""
 
+_DIALECTS = "json-schema.org/"
+
 _FRAGMENT_KEYS = frozenset({"bw", "enc_type", "is_sym", "offset", "scale"})
 
 _NAMES: Final = {
@@ -110,7 +111,7 @@ def recognise(value: Any, path: Path) -> Kind | None:
     if not isinstance(value, Mapping) or not value:
         return None
     named = _NAMES.get(path.stem.lower())
-    if is_json_schema(value):
+    if _is_json_schema(value):
         return Kind.JSON_SCHEMA
     return (
         _encodings_with_sections(value)
@@ -130,6 +131,12 @@ def unrecognised(path: Path, value: Any, *, severity: Severity) -> Finding:
         where=Where(file=path),
         hint=_LOOKED_FOR if severity is Severity.ERROR else None,
     )
+
+
+def _is_json_schema(value: Mapping[str, Any]) -> bool:
+    """Whether a document says that it is a schema."""
+    dialect = value.get("$schema")
+    return isinstance(dialect, str) and _DIALECTS in dialect
 
 
 def _encodings_with_sections(value: Mapping[str, Any]) -> Kind | None:

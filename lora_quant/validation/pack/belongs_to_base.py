@@ -10,7 +10,6 @@ has other bytes with the same weights, a model that was trained on has other wei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lora_quant.config.documents import read_json_located
@@ -23,24 +22,18 @@ from lora_quant.graph.files.external_data import DataFile
 from lora_quant.graph.files.model_file import load_model
 from lora_quant.validation.catalogue.pack_contents import OTHER_BASE
 from lora_quant.validation.from_errors import finding_of
-from lora_quant.validation.pack.view import PackView
 
 
-def check_belongs_to_base(pack: PackView | Path, base: Path) -> tuple[Finding, ...]:
-    """Findings if the pack was built on another base than the ONNX graph `base`.
+def check_belongs_to_base(pack: Path, base: Path) -> tuple[Finding, ...]:
+    """Findings if the pack in the folder `pack` was built on another base than the graph `base`.
 
-    `pack` is a view, or the folder of a pack. A base that cannot be opened is a finding at the
-    base; a manifest that cannot be read is left to the check of the pack. Never raises for content.
+    A base that cannot be opened is a finding at the base; a manifest that cannot be read is left
+    to the check of the pack. Never raises for content.
     """
-    if isinstance(pack, PackView):
-        manifest, shown = pack.manifest, pack.show(MANIFEST_FILE)
-        file = pack.root / MANIFEST_FILE
-    else:
-        file = shown = pack / MANIFEST_FILE
-        try:
-            manifest = read_manifest(pack)
-        except LoraQuantError:
-            return ()
+    try:
+        manifest = read_manifest(pack)
+    except LoraQuantError:
+        return ()
     try:
         different = _different(manifest, base)
     except LoraQuantError as error:
@@ -49,16 +42,15 @@ def check_belongs_to_base(pack: PackView | Path, base: Path) -> tuple[Finding, .
         return ()
     part, what = different
     message = f"the pack was built on another base than {base.name}: {what}"
-    return (OTHER_BASE.finding(message, _place(file, shown, part)),)
+    return (OTHER_BASE.finding(message, _place(pack / MANIFEST_FILE, part)),)
 
 
-def _place(file: Path, shown: Path, part: str) -> Where:
+def _place(manifest: Path, part: str) -> Where:
     """Where the record is in the manifest."""
     try:
-        where = read_json_located(file).where(("base", part), field=f"base.{part}")
+        return read_json_located(manifest).where(("base", part), field=f"base.{part}")
     except LoraQuantError:  # larger than what is scanned for positions
-        return Where(file=shown, field=f"base.{part}")
-    return replace(where, file=shown)
+        return Where(file=manifest, field=f"base.{part}")
 
 
 def _different(manifest: Manifest, base: Path) -> tuple[str, str] | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_quant.config.manifest import MANIFEST_FILE
-from lora_quant.config.manifest_seal import is_sealed
+from lora_quant.config.manifest_seal import MANIFEST_FILE, is_sealed
 from lora_quant.errors import Where
 from lora_quant.findings import Finding
 from lora_quant.validation.catalogue.pack import MANIFEST_CHANGED
