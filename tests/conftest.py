@@ -7,19 +7,16 @@ from pathlib import Path
 import hypothesis
 import onnxruntime
 import pytest
-from hypothesis import settings
 
 from lora_quant.api import BuildResult, build
 from lora_quant.config.options import BuildOptions
 from tests.sample import CONFIG, CONFIG_ALL, copy_sample, make_float
 
-# A deadline is of wall clock: on a busy machine any test would miss it now and then.
-settings.register_profile("without deadlines", settings.default)
-settings.load_profile("without deadlines")
-
 # Time is measured by tests/timing.py alone: on a busy machine any example may take long.
-hypothesis.settings.register_profile("busy", deadline=None)
-hypothesis.settings.load_profile("busy")
+# `--hypothesis-profile=thorough` looks for longer.
+hypothesis.settings.register_profile("ordinary", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("ordinary")
 
 Packs = Callable[[str], BuildResult]
 

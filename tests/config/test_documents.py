@@ -77,7 +77,8 @@ JSON_REFUSED: dict[str, tuple[str | bytes, str, tuple[int, int | None] | None]] 
     "deep": ("[" * 65 + "]" * 65, "nested deeper than the 64 levels", (1, 65)),
     "endless integer": ("1" * 5000, "a number cannot be read", None),
     "nothing": ("", "the document is empty", None),
-    "not UTF-8": (b"\xff\xfe[]", "the text is not UTF-8", (1, None)),
+    "not UTF-8": (b"[\xff]", "the text is not UTF-8", (1, None)),
+    "UTF-16": (b"\xff\xfe[]", "the text is UTF-16, expected UTF-8", None),
 }
 
 
