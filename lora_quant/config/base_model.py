@@ -158,10 +158,11 @@ def relative_path(path: Path, folder: Path) -> Path:
 
 
 def is_relative_text(text: str) -> bool:
-    """Whether a path text is relative and has forward slashes on every platform."""
+    """Whether a path text is relative, has forward slashes on every platform, and no NUL."""
     return not (
         PurePosixPath(text).is_absolute()
         or PureWindowsPath(text).drive
         or PureWindowsPath(text).root
         or "\\" in text
+        or "\0" in text
     )

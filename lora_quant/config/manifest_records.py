@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from lora_quant.config.base_model import ConfigModel, is_relative_text
 from lora_quant.config.names import FolderName, PlainName
 
-_RELATIVE_PATTERN = r"^(?![A-Za-z]:)[^/\\][^\\]*(?![\s\S])"
+_RELATIVE_PATTERN = r"^(?![A-Za-z]:)[^/\\\x00][^\\\x00]*(?![\s\S])"
 
 
 def _check_relative(text: str) -> str:

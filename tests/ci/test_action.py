@@ -15,7 +15,10 @@ import pytest
 
 from tests.ci.steps import put_program, run_step
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the child is a shell script")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="the child is a shell script"),
+]
 
 FINE = '{"name": "a", "rank": 8, "alpha": 1, "target_modules": ["q"]}\n'
 BROKEN = '{"name": "a", "rank": "8", "alpha": 1, "target_modules": ["q"]}\n'

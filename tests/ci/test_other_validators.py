@@ -60,6 +60,7 @@ def test_what_the_sample_and_the_tools_write_passes() -> None:
         assert jsonschema_rs.is_valid(load_schema(name), content(file)), file
 
 
+@pytest.mark.slow
 def test_check_jsonschema_takes_all_schemas_and_tells_files_apart() -> None:
     folder = checkout_folder()
     schemas = [str(folder / schema_file(name)) for name in ALL_SCHEMAS]

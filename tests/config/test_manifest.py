@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lora_quant.config.documents import dump_json, read_json
 from lora_quant.config.finding_records import FindingRecord
 from lora_quant.config.manifest import Manifest, read_manifest
+from lora_quant.config.manifest_records import PackFile
 from lora_quant.config.manifest_seal import seal_manifest
 from lora_quant.errors import ConfigError, InputMissingError, Where
 from lora_quant.findings import Finding, Severity
@@ -248,3 +250,9 @@ def test_without_a_record_of_its_own_a_target_has_the_alpha_of_the_pack(tmp_path
     text = dump_json(target_with(lambda t: t.pop("alpha")))
     (tmp_path / "pack.json").write_text(seal_manifest(text))
     assert read_manifest(tmp_path).targets[1].alpha is None
+
+
+def test_a_path_with_a_nul_is_refused() -> None:
+    file = {"path": "a/\0", "role": "graph", "size": 1, "sha256": "0" * 64}
+    with pytest.raises(ValidationError, match="path"):
+        PackFile.model_validate(file)

@@ -40,11 +40,8 @@ def broken(case: str, moments: int, ended_by: str, seed: int) -> str:
     [
         ("build-force", 12, "KILL"),
         ("build-beside-force", 6, "KILL"),
-        ("lower-force", 4, "KILL"),
         ("init", 4, "KILL"),
-        ("run-force", 4, "KILL"),
         ("build-beside", 4, "TERM"),
-        ("map-force", 4, "INT"),
     ],
 )
 def test_a_random_moment(case: str, moments: int, ended_by: str) -> None:

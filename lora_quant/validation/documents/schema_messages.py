@@ -40,7 +40,7 @@ _COUNTED = ("minItems", "maxItems")
 _PATTERNS = {
     FOLDER_NAME_PATTERN: "a name that can be a folder on every system",
     PLAIN_NAME_PATTERN: "text without control characters",
-    r"^(?![A-Za-z]:)[^/\\][^\\]*(?![\s\S])": "a relative path with forward slashes",
+    r"^(?![A-Za-z]:)[^/\\\x00][^\\\x00]*(?![\s\S])": "a relative path with forward slashes",
     "^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
 }
 """Pattern of a schema -> what it means; any other is shown as it is."""
