@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lora_quant.encodings.block_layout import flatten, unflatten
 from lora_quant.encodings.encoding import Encoding
+from lora_quant.encodings.encoding_checks import check_bits
 from lora_quant.encodings.encoding_file import EncodingFile
 from lora_quant.encodings.json_entry import JsonEntry, UnknownKeys, describe
 from lora_quant.encodings.json_text import (
@@ -174,6 +175,7 @@ def _lpbq(
     offset: NDArray[np.float64],
     block_size: int,
 ) -> Encoding:
+    check_bits(bits)
     middle = -(2.0 ** (bits - 1))
     if not symmetric or (offset != middle).any() or offset.shape != scale.shape:
         entry.fail(f"LPBQ is symmetric with one offset of {middle:.0f} per channel", key="offset")

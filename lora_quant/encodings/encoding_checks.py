@@ -33,8 +33,7 @@ def check(encoding: Encoding) -> None:
         if encoding.bits not in (16, 32):
             raise EncodingsError(f"a float encoding of {encoding.bits} bits, expected 16 or 32")
         return
-    if not MIN_BITS <= encoding.bits <= MAX_BITS:
-        raise EncodingsError(f"{encoding.bits} bits, expected {MIN_BITS} to {MAX_BITS}")
+    check_bits(encoding.bits)
     scale, offset = encoding.scale, encoding.offset
     if scale is None or offset is None:
         raise EncodingsError("an integer encoding needs both scale and offset")
@@ -60,6 +59,12 @@ def _check_scale(scale: FloatArray) -> None:
             f"{_element('scale', scale, wrong)}, expected a number > 0 that float32 can hold",
             hint="a tensor of zeros still needs a valid range: max - min of at least 1e-5",
         )
+
+
+def check_bits(bits: int) -> None:
+    """Raise EncodingsError unless an integer grid can have so many bits."""
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise EncodingsError(f"{bits} bits, expected {MIN_BITS} to {MAX_BITS}")
 
 
 def _check_offset(offset: FloatArray, bits: int) -> None:

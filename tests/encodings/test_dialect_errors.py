@@ -100,6 +100,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
      "param_encodings[0]"),
     (aimet_1_0_0, new(changed(LPBQ, offset=[-8, -8])), "one offset of -128 per channel",
      "param_encodings[0].offset"),
+    (aimet_1_0_0, new(changed(LPBQ, bw=2**40)), "1099511627776 bits, expected",
+     "param_encodings[0]"),
     (aimet_1_0_0, new(changed(LPBQ, scale=[], offset=[])), "LPBQ needs at least one channel",
      "param_encodings[0].scale"),
     (aimet_1_0_0, {"param_encodings": {}, "version": "1.0.0"}, "got an object", "param_encodings"),
